@@ -1,0 +1,220 @@
+"""Makes the golden files of this folder with PyTorch, transformers and PEFT. README.md lists every key and shape.
+
+They live in an environment of their own, never in the project's:
+
+    python3.11 -m venv venv-torch
+    venv-torch/bin/pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0 datasets==5.2.0 accelerate==1.15.0 gguf==0.19.0
+    venv-torch/bin/python tests/goldens/make_goldens.py tiny
+
+Every random number comes from a seeded NumPy generator; torch only computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft_reference import (
+    LINEARS,
+    Example,
+    forward,
+    gradients,
+    lora_parameters,
+    make_float64,
+    module_names,
+    ten_steps,
+    total_weight,
+    values,
+    with_lora,
+)
+from safetensors.numpy import save_file
+from transformers import LlamaForCausalLM
+
+HERE = Path(__file__).resolve().parent
+
+# The tiny llamas: grouped heads, sizes that are no multiple of a vector register's.
+D, F, L, H, K, V = 48, 112, 3, 6, 2, 211
+E = D // H
+RANK, ALPHA, LR = 4, 8, 1e-2
+CASES = {"all": (range(L), LINEARS), "last2": (range(1, L), LINEARS), "qv": (range(L), ("q_proj", "v_proj"))}
+
+
+def linear_shapes(d: int, f: int, h: int, k: int, e: int) -> dict[str, tuple[int, int]]:
+    """(in, out) of each linear of a layer."""
+    return {
+        "q_proj": (d, h * e),
+        "k_proj": (d, k * e),
+        "v_proj": (d, k * e),
+        "o_proj": (h * e, d),
+        "gate_proj": (d, f),
+        "up_proj": (d, f),
+        "down_proj": (f, d),
+    }
+
+
+def write_tiny_model(folder: Path, *, tied: bool, rng: np.random.Generator) -> None:
+    """A random llama as a Hugging Face folder in float32; weights scaled so that signals and gradients stay near 1."""
+
+    def normal(*shape: int, std: float) -> NDArray[np.float32]:
+        return (rng.standard_normal(shape) * std).astype(np.float32)
+
+    shapes = linear_shapes(D, F, H, K, E)
+    tensors = {"model.embed_tokens.weight": normal(V, D, std=0.3 if tied else 1.0), "model.norm.weight": 1 + normal(D, std=0.2)}
+    for module in module_names(range(L), LINEARS):
+        n_in, n_out = shapes[module.rsplit(".", 1)[1]]
+        tensors[f"{module}.weight"] = normal(n_out, n_in, std=n_in**-0.5)
+    for n in range(L):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{n}.{norm}.weight"] = 1 + normal(D, std=0.2)
+    if not tied:
+        tensors["lm_head.weight"] = normal(V, D, std=0.3)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": D,
+        "intermediate_size": F,
+        "num_hidden_layers": L,
+        "num_attention_heads": H,
+        "num_key_value_heads": K,
+        "head_dim": E,
+        "vocab_size": V,
+        "max_position_embeddings": 256,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def tiny_examples(rng: np.random.Generator) -> list[Example]:
+    """Five ragged examples. 3 and 4 share their first 11 tokens, with different weights there; 2 is as short as can be."""
+    prefix = rng.integers(3, V, 11)
+    bodies = [rng.integers(3, V, n) for n in (23, 9, 2)] + [np.concatenate((prefix, rng.integers(3, V, n))) for n in (20, 6)]
+    examples = []
+    for ids in bodies:
+        weights = rng.choice([0.0, 1.0, 0.25, 0.3, 2.0], ids.size, p=[0.4, 0.3, 0.1, 0.1, 0.1]).astype(np.float32)
+        weights[0], weights[-1] = 0, 1
+        examples.append(Example(ids.astype(np.int32), weights))
+    examples[0].weights[1] = 1  # the first possible target
+    examples[3].weights[4], examples[4].weights[4] = 0.5, 1  # supervised inside the shared prefix
+    return examples
+
+
+def random_lora(shapes: dict[str, tuple[int, int]], layers: int, rank: int, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
+    """A and B of every linear, B non-zero: with B = 0 an error in A's gradient can't be seen."""
+    initial = {}
+    for module in module_names(range(layers), LINEARS):
+        n_in, n_out = shapes[module.rsplit(".", 1)[1]]
+        initial[f"{module}.lora_a"] = (rng.standard_normal((n_in, rank)) * n_in**-0.5).astype(np.float32)
+        initial[f"{module}.lora_b"] = (rng.standard_normal((rank, n_out)) * 0.1).astype(np.float32)
+    return initial
+
+
+def check_by_differences(peft, examples: list[Example], grads: dict[str, NDArray], rng: np.random.Generator) -> None:
+    """Central differences in float64 at random entries: the goldens don't rest on autograd alone."""
+    weight, h = total_weight(examples), 1e-5
+    for name, parameter in lora_parameters(peft).items():
+        i, j = (int(rng.integers(n)) for n in parameter.shape)
+        losses = []
+        for step in (h, -2 * h):
+            parameter.data[i, j] += step
+            with torch.no_grad():
+                losses.append(sum(forward(peft, e).loss.item() for e in examples) / weight)
+        parameter.data[i, j] += h
+        difference = (losses[0] - losses[1]) / (2 * h)
+        assert abs(difference - grads[name][j, i]) < 1e-8, (name, difference, grads[name][j, i])
+
+
+def tiny_goldens(folder: Path, seed: int) -> dict[str, NDArray]:
+    """Everything that tiny_*.npz holds; README.md documents the keys."""
+    rng = np.random.default_rng(seed)
+    examples = tiny_examples(rng)
+    initial = random_lora(linear_shapes(D, F, H, K, E), L, RANK, rng)
+    out: dict[str, NDArray] = {
+        "ids": np.concatenate([e.ids for e in examples]),
+        "weights": np.concatenate([e.weights for e in examples]),
+        "starts": np.cumsum([0] + [e.ids.size for e in examples]).astype(np.int32),
+        "weight": np.float64(total_weight(examples)),
+        "rank": np.int32(RANK),
+        "scale": np.float64(ALPHA / RANK),
+        "lr": np.float64(LR),
+    }
+    out |= {f"init/{name}": value for name, value in initial.items()}
+
+    def load(exact: bool = True) -> LlamaForCausalLM:
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa" if exact else "eager")
+        if exact:
+            make_float64(model)
+        return model.eval()
+
+    with torch.no_grad():
+        base = [forward(load(), e) for e in examples]
+        plain = [forward(load(exact=False), e) for e in examples]
+    drift = max(float((a.logits - b.logits).abs().max()) for a, b in zip(base, plain, strict=True))
+    assert drift < 2e-5, drift  # our float64 norm and RoPE compute what transformers' float32 ones do
+    out["base/logits"] = base[0].logits.numpy()
+    out["base/logprobs"] = np.concatenate([f.logprobs.numpy() for f in base])
+
+    for case, (layers, targets) in CASES.items():
+        peft = with_lora(load(), rank=RANK, alpha=ALPHA, layers=layers, targets=targets, initial=initial)
+        with torch.no_grad():
+            results = [forward(peft, e) for e in examples]
+        if case == "all":
+            out["all/logits"] = results[0].logits.numpy()
+        out[f"{case}/logprobs"] = np.concatenate([f.logprobs.numpy() for f in results])
+        out[f"{case}/loss"] = np.float64(sum(f.loss.item() for f in results))
+        grads = gradients(peft, examples)
+        check_by_differences(peft, examples, grads, np.random.default_rng(seed + 1))
+        out |= {f"{case}/grad/{name}": grad for name, grad in grads.items()}
+    peft = with_lora(load(), rank=RANK, alpha=ALPHA, layers=range(L), targets=LINEARS, initial=initial)
+    out["all/step_losses"], out["all/step_norms"] = ten_steps(peft, examples, LR)
+    out |= {f"all/final/{name}": value for name, value in values(peft).items()}
+
+    # How far plain float32 arithmetic strays, so that a test's tolerance can be judged.
+    single = with_lora(load(exact=False), rank=RANK, alpha=ALPHA, layers=range(L), targets=LINEARS, initial=initial)
+    g32 = gradients(single, examples)
+    losses, norms = ten_steps(single, examples, LR)
+    print(folder.name, "losses", out["all/step_losses"].round(4), "norms", out["all/step_norms"].round(4), f"logits drift {drift:.1e}")
+    print(
+        "  float32 strays by: gradients %.1e of the largest entry of each, step losses %.1e, norms %.1e, final parameters %.1e"
+        % (
+            max(np.abs(g32[n] - out[f"all/grad/{n}"]).max() / np.abs(g32[n]).max() for n in g32),
+            np.abs(losses / out["all/step_losses"] - 1).max(),
+            np.abs(norms / out["all/step_norms"] - 1).max(),
+            max(np.abs(v - out[f"all/final/{n}"]).max() for n, v in values(single).items()),
+        )
+    )
+    return out
+
+
+def make_tiny() -> None:
+    """tiny_tied/, tiny_untied/ and their .npz."""
+    for seed, tied in ((20250, True), (20260, False)):
+        folder = HERE / ("tiny_tied" if tied else "tiny_untied")
+        write_tiny_model(folder, tied=tied, rng=np.random.default_rng(seed))
+        np.savez_compressed(folder.with_suffix(".npz"), **tiny_goldens(folder, seed + 5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tiny"])
+    parser.parse_args()
+    torch.set_num_threads(2)
+    make_tiny()
+
+
+if __name__ == "__main__":
+    main()
