@@ -1,0 +1,37 @@
+"""Memory that is used again: one flat array a name, grown when a batch is larger than any before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Buffers:
+    """Named scratch arrays. A step touches hundreds of megabytes; fresh arrays would pay a page fault for each 4 KB.
+
+    An array that ``take`` returned is valid until the same name is taken again.
+    """
+
+    def __init__(self) -> None:
+        self._flat: dict[str, NDArray[Any]] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An uninitialized C-contiguous array."""
+        size = int(np.prod(shape, dtype=np.int64))
+        flat = self._flat.get(name)
+        if flat is None or flat.size < size or flat.dtype != dtype:
+            self._flat.pop(name, None)
+            flat = np.empty(max(size, 1), dtype=dtype)
+            self._flat[name] = flat
+        return flat[:size].reshape(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(flat.nbytes for flat in self._flat.values())
+
+    def clear(self) -> None:
+        """Give everything back."""
+        self._flat.clear()

@@ -1,0 +1,65 @@
+"""From a loaded base model and LoRA settings to a Model: names become linears, linears become groups."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from localsft.batch import Float32
+from localsft.config import LoraConfig
+from localsft.engine.adapter import adapter_shapes
+from localsft.engine.cpu.architecture import architecture_of
+from localsft.engine.cpu.layers import Adapter, Group, Layer, Linear
+from localsft.engine.cpu.model import Model
+from localsft.engine.cpu.ops import Ops, weight_of
+from localsft.engine.cpu.parameters import AdapterParameters
+from localsft.engine.cpu.rotary import RotaryTable
+from localsft.weights.config import rope_frequencies
+from localsft.weights.load import BaseModel
+from localsft.weights.quant import as_f32
+
+
+def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool = False) -> tuple[Model, AdapterParameters]:
+    """The model and the parameters that its adapters are views of (all zero)."""
+    architecture = architecture_of(base)
+    linears = {name: shape for index in range(architecture.layers) for name, shape in architecture.linear_shapes(index).items()}
+    parameters = AdapterParameters(adapter_shapes(linears, lora))
+
+    def norm(name: str) -> Float32:
+        return np.ascontiguousarray(as_f32(base.tensors[name]), dtype=np.float32)
+
+    def linear(name: str) -> Linear:
+        adapter = None
+        if f"{name}.lora_a" in parameters.shapes:
+            a, b = f"{name}.lora_a", f"{name}.lora_b"
+            values, gradient, view = parameters.values, parameters.gradient, parameters.view
+            adapter = Adapter(view(values, a), view(values, b), view(gradient, a), view(gradient, b), lora.scale)
+        return Linear(name, weight_of(base.tensors[f"{name}.weight"]), adapter)
+
+    layers = []
+    for index in range(architecture.layers):
+        q, k, v, o, gate, up, down = (linear(name) for name in architecture.linear_shapes(index))
+        layers.append(
+            Layer(
+                index=index,
+                attention_norm=norm(f"model.layers.{index}.input_layernorm.weight"),
+                qkv=Group(q, k, v),
+                q=Group(q),
+                kv=Group(k, v),
+                o=Group(o),
+                mlp_norm=norm(f"model.layers.{index}.post_attention_layernorm.weight"),
+                gate_up=Group(gate, up),
+                down=Group(down),
+            )
+        )
+    embedding = weight_of(base.tensors["model.embed_tokens.weight"])
+    model = Model(
+        ops,
+        architecture,
+        RotaryTable(rope_frequencies(base.config)),
+        embedding,
+        layers,
+        norm("model.norm.weight"),
+        embedding if base.config.tied_head else weight_of(base.tensors["lm_head.weight"]),
+        checkpoint=checkpoint,
+    )
+    return model, parameters

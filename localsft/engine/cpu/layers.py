@@ -1,0 +1,141 @@
+"""The linears of a transformer layer, with their adapters, as the kernels take them.
+
+Letters: T tokens, D hidden, F feed-forward, H query heads, K key/value heads, E head size, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsft.batch import Float32
+from localsft.engine.cpu.ops import Ops
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """LoRA on one linear: views of the flat parameters and of their gradient. A (R, in), B (R, out)."""
+
+    a: Float32
+    b: Float32
+    d_a: Float32
+    d_b: Float32
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """y = x Wᵀ + scale·(x Aᵀ) B, W (out, in) frozen."""
+
+    name: str
+    weight: Any
+    adapter: Adapter | None
+
+
+class Group:
+    """Linears that read the same input: one activation pack serves all of them, and one product gives their dX."""
+
+    def __init__(self, *members: Linear) -> None:
+        self.members = members
+        self.weights = [m.weight for m in members]
+        self.widths = [int(m.weight.shape[0]) for m in members]
+        self.inputs = int(members[0].weight.shape[1])
+        adapters = [m.adapter for m in members]
+        self.adapted = any(adapters)
+        self.rank = sum(a.a.shape[0] for a in adapters if a)  # ΣR, the columns of u
+        self._a = [a.a if a else None for a in adapters]
+        self._b = [a.b if a else None for a in adapters]
+        self._d_a = [a.d_a if a else None for a in adapters]
+        self._d_b = [a.d_b if a else None for a in adapters]
+        self._scales = [a.scale if a else 0.0 for a in adapters]
+
+    def forward(self, ops: Ops, x: Array, outs: Sequence[Array], u: Float32, *, add: bool = False, x_lora: Array | None = None) -> None:
+        """``outs[i]`` (=|+=) the i-th member of ``x`` act (T, in); ``u`` float32 (T, ΣR) keeps x·Aᵀ for the backward."""
+        ops.linear_forward(x, self.weights, self._a, self._b, self._scales, list(outs), u, add, x_lora=x_lora)
+
+    def backward(self, ops: Ops, d_outs: Sequence[Array], x: Array, u: Float32, dx: Array | None, *, dx_lora: Array | None = None) -> None:
+        """Adds the adapters' gradients; ``dx`` act or float32 (T, in) = dL/dx, or None where nobody needs it."""
+        ops.linear_backward(
+            list(d_outs), self.weights, self._a, self._b, self._scales, x, u, self._d_a, self._d_b, dx, False, dx_lora=dx_lora
+        )
+
+    def decode(self, ops: Ops, x: Float32, outs: Sequence[Float32]) -> None:
+        """A few rows (up to 16) in float32, for generation."""
+        ops.linear_decode(x, self.weights, self._a, self._b, self._scales, list(outs))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One transformer layer. ``qkv`` is also there as ``q`` and ``kv``: the last layer queries fewer rows than it keys."""
+
+    index: int
+    attention_norm: Float32  # (D,)
+    qkv: Group
+    q: Group
+    kv: Group
+    o: Group
+    mlp_norm: Float32  # (D,)
+    gate_up: Group
+    down: Group
+
+    @property
+    def adapted(self) -> bool:
+        return self.qkv.adapted or self.o.adapted or self.gate_up.adapted or self.down.adapted
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a layer's forward pass leaves for its backward pass. Norms and the SwiGLU product are recomputed.
+
+    Tq is T, but in the last layer only the rows that predict something.
+    """
+
+    h_in: Array  # act (T, D)      the residual stream before attention, as its norm read it
+    rstd_in: Float32  # (T,)
+    q: Array  # act (Tq, H·E)   after the rotary embedding
+    k: Array  # act (T, K·E)
+    v: Array  # act (T, K·E)
+    o: Array  # act (Tq, H·E)   attention's output
+    lse: Float32  # (Tq, H)
+    h_mid: Array  # act (Tq, D)     the residual stream before the MLP
+    rstd_mid: Float32  # (Tq,)
+    gate: Array  # act (Tq, F)
+    up: Array  # act (Tq, F)
+    u_q: Float32  # (Tq, R) of q alone; only where Tq < T
+    u_qkv: Float32  # (T, ΣR) of q, k, v; of k, v alone where Tq < T
+    u_o: Float32  # (Tq, R)
+    u_gate_up: Float32  # (Tq, ΣR)
+    u_down: Float32  # (Tq, R)
+
+
+def allocate_saved(take: Callable[..., Array], layer: Layer, act: Any, tokens: int, rows: int, heads: int) -> Saved:
+    """``take(field, shape, dtype)`` gives each array; shapes as in ``Saved`` for T = tokens and Tq = rows."""
+    f32 = np.float32
+    hidden = layer.qkv.inputs
+    attention, keys = layer.q.widths[0], layer.kv.widths[0]
+    ffn = layer.gate_up.widths[0]
+    trimmed = rows < tokens
+    return Saved(
+        h_in=take("h_in", (tokens, hidden), act),
+        rstd_in=take("rstd_in", (tokens,), f32),
+        q=take("q", (rows, attention), act),
+        k=take("k", (tokens, keys), act),
+        v=take("v", (tokens, keys), act),
+        o=take("o", (rows, attention), act),
+        lse=take("lse", (rows, heads), f32),
+        h_mid=take("h_mid", (rows, hidden), act),
+        rstd_mid=take("rstd_mid", (rows,), f32),
+        gate=take("gate", (rows, ffn), act),
+        up=take("up", (rows, ffn), act),
+        u_q=take("u_q", (rows if trimmed else 0, layer.q.rank), f32),
+        u_qkv=take("u_qkv", (tokens, layer.kv.rank if trimmed else layer.qkv.rank), f32),
+        u_o=take("u_o", (rows, layer.o.rank), f32),
+        u_gate_up=take("u_gate_up", (rows, layer.gate_up.rank), f32),
+        u_down=take("u_down", (rows, layer.down.rank), f32),
+    )

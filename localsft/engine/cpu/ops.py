@@ -1,0 +1,69 @@
+"""The compiled kernels, bound to one ISA and one thread pool, and the arrays they read and write.
+
+``act`` arrays are how activations are stored: bfloat16 bits (numpy uint16) where the ISA multiplies bfloat16, else float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsft.errors import MissingPart, UsageError
+from localsft.weights.tensor import AffineQuantized, Tensor
+
+Array = NDArray[Any]
+
+try:
+    from localsft import _core
+except ImportError as error:  # a source checkout that was never built
+    raise MissingPart(f"the compiled kernels are missing ({error}): run `make install`, or `make core` in a checkout") from error
+
+
+class Ops:
+    """The operations of ``_core`` with their context as first argument already given.
+
+    ``ops.linear_forward(x, ...)`` is ``_core.linear_forward(context, x, ...)``; see csrc/ops_*.h for each.
+    """
+
+    def __init__(self, isa: str = "", threads: int = 1) -> None:
+        try:
+            self.context = _core.Context(isa, threads)
+        except ValueError as error:
+            raise UsageError(f"LOCALSFT_ISA: {error}") from error
+        self.isa: str = self.context.isa
+        self.threads: int = self.context.threads
+        self.act_bf16: bool = self.context.act_bf16
+        self.act_dtype: Any = np.uint16 if self.act_bf16 else np.float32
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(_core, name)
+        context = self.context
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            return operation(context, *arguments, **options)
+
+        setattr(self, name, call)  # looked up once
+        return call
+
+    def to_act(self, x: Array, out: Array) -> Array:
+        """``x`` float32 as activations: rounded into ``out``, or ``x`` itself where activations are float32."""
+        if not self.act_bf16:
+            return x
+        self.round_to_act(x, out)  # csrc/ops_element.h
+        return out
+
+
+def weight_of(tensor: Tensor) -> Any:
+    """A kernel's view of a loaded weight (N, K); keeps the tensor's memory alive, copies nothing."""
+    if isinstance(tensor, AffineQuantized):
+        return _core.affine_weight(
+            tensor.packed, tensor.scales, tensor.biases, tensor.bits, tensor.group_size, bf16_scales=tensor.bf16_scales
+        )
+    return _core.dense_weight(tensor.data, bf16=tensor.bf16)
+
+
+def available_isas() -> list[str]:
+    """ISAs that this build has and this machine can run, slowest first."""
+    return list(_core.available_isas())
