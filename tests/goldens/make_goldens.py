@@ -189,8 +189,7 @@ def tiny_goldens(folder: Path, seed: int) -> dict[str, NDArray]:
     losses, norms = ten_steps(single, examples, LR)
     print(folder.name, "losses", out["all/step_losses"].round(4), "norms", out["all/step_norms"].round(4), f"logits drift {drift:.1e}")
     print(
-        "  float32 strays by: gradients %.1e of the largest entry of each, step losses %.1e, norms %.1e, final parameters %.1e"
-        % (
+        "  float32 strays by: gradients {:.1e} of the largest entry of each, step losses {:.1e}, norms {:.1e}, final parameters {:.1e}".format(
             max(np.abs(g32[n] - out[f"all/grad/{n}"]).max() / np.abs(g32[n]).max() for n in g32),
             np.abs(losses / out["all/step_losses"] - 1).max(),
             np.abs(norms / out["all/step_norms"] - 1).max(),
