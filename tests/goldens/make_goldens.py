@@ -188,14 +188,13 @@ def tiny_goldens(folder: Path, seed: int) -> dict[str, NDArray]:
     g32 = gradients(single, examples)
     losses, norms = ten_steps(single, examples, LR)
     print(folder.name, "losses", out["all/step_losses"].round(4), "norms", out["all/step_norms"].round(4), f"logits drift {drift:.1e}")
-    print(
-        "  float32 strays by: gradients {:.1e} of the largest entry of each, step losses {:.1e}, norms {:.1e}, final parameters {:.1e}".format(
-            max(np.abs(g32[n] - out[f"all/grad/{n}"]).max() / np.abs(g32[n]).max() for n in g32),
-            np.abs(losses / out["all/step_losses"] - 1).max(),
-            np.abs(norms / out["all/step_norms"] - 1).max(),
-            max(np.abs(v - out[f"all/final/{n}"]).max() for n, v in values(single).items()),
-        )
-    )
+    strays = {
+        "gradients (of the largest entry)": max(np.abs(g32[n] - out[f"all/grad/{n}"]).max() / np.abs(g32[n]).max() for n in g32),
+        "step losses": np.abs(losses / out["all/step_losses"] - 1).max(),
+        "norms": np.abs(norms / out["all/step_norms"] - 1).max(),
+        "final parameters (absolute)": max(np.abs(v - out[f"all/final/{n}"]).max() for n, v in values(single).items()),
+    }
+    print("  float32 strays by:", ", ".join(f"{what} {by:.1e}" for what, by in strays.items()))
     return out
 
 
