@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from localsft.errors import InputError, LocalsftError, Refused
 
@@ -26,10 +27,20 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises ``InputError`` that names the path and the remedy when the disk is full or the folder can't be written; an older
     file is then as it was.
     """
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file to fill piece by piece; when the block ends without an error it becomes ``path``, else it is removed.
+
+    Raises ``InputError`` as ``write_atomic`` does.
+    """
     temporary = _beside(path)
     try:
         with open(temporary, "xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
