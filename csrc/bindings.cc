@@ -1,4 +1,7 @@
-// The only file that knows pybind11: check shapes and dtypes, release the GIL, call once.
+// The Python module. This and the bind_*.cc files are the only ones that know pybind11: check shapes and dtypes
+// (arguments.h), release the GIL, call once.
+#include "bindings.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,7 +20,8 @@ using Array = py::array_t<T, py::array::c_style>;
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The CPU kernels of localsft.";
-  m.def("available_isas", &localsft::available_isas, "ISAs that this build has and this machine can run, slowest first.");
+  m.def("available_isas", &localsft::available_isas,
+        "ISAs that this build has and this machine can run, slowest first.");
 
   py::class_<Context>(m, "Context", "The kernels of one ISA and a pool of threads.")
       .def(py::init([](const std::string& isa, int threads) {
@@ -38,4 +42,6 @@ PYBIND11_MODULE(_core, m) {
     c.kernels.element.exp(in, result, n);
     return out;
   });
+
+  localsft::bind_elements(m);
 }

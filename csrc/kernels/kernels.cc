@@ -18,7 +18,7 @@ const Table* table() {
       ACT_BF16 != 0,
       /*gemm=*/{0},
       /*attention=*/{0},
-      /*element=*/{exp_floats},
+      element_table,
   };
   return &the_table;
 }

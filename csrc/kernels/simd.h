@@ -271,8 +271,9 @@ LOCALSFT_INLINE void vstore_act_n(act_t* p, vf x, int n) { vstore_n(p, x, n); }
 
 // e^x to about 2 ulp. Cephes' expf: x = n·ln2 + r, |r| <= ln2/2, then a degree-6 polynomial. Below -87.3 the result is
 // the smallest normal or less, which every user here (softmax, sigmoid) treats as 0; above 88 it is clamped, not infinite.
+// A NaN stays a NaN: vmax and vmin return their second argument then.
 LOCALSFT_INLINE vf vexp(vf x) {
-  x = vmin(vmax(x, vset(-87.0f)), vset(88.0f));
+  x = vmin(vset(88.0f), vmax(vset(-87.0f), x));
   const vf n = vround(vmul(x, vset(1.44269504088896341f)));
   vf r = vfma(n, vset(-0.693359375f), x);
   r = vfma(n, vset(2.12194440e-4f), r);

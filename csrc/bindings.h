@@ -1,0 +1,9 @@
+// The groups of operations that bindings.cc puts together, one bind_*.cc file each. Only these files know pybind11.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace localsft {
+
+void bind_elements(pybind11::module_& m);
+
+}  // namespace localsft
