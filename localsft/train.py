@@ -200,8 +200,8 @@ class Trainer:
         self.run.append_metrics(record | {"tokens_computed": computed} | ({} if applied else {"skipped": True}))
         if totals.bad_in_a_row >= BAD_STEPS_IN_A_ROW:
             raise LocalsftError(
-                f"step {totals.step}: the loss or its gradient was not finite {BAD_STEPS_IN_A_ROW} steps in a row, so nothing was learned "
-                f"from them; the last good checkpoint is in {self.run.checkpoints}: try a lower --learning-rate (now {config.optim.learning_rate:g})"
+                f"step {totals.step}: the loss or its gradient was not finite {BAD_STEPS_IN_A_ROW} steps in a row, and none of them was "
+                f"applied; try a lower --learning-rate (now {config.optim.learning_rate:g}); checkpoints are in {self.run.checkpoints}"
             )
         return event
 

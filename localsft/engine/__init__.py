@@ -48,6 +48,7 @@ def open_engine(
     chosen = choose_engine(name)
     if chosen == "cpu":
         from localsft.engine.cpu.engine import CpuEngine
+        from localsft.engine.cpu.ops import Ops
 
-        return CpuEngine(base, lora, optim, seed=seed, threads=threads or physical_cores(), checkpoint=checkpoint)
+        return CpuEngine(base, lora, optim, Ops("", threads or physical_cores()), seed=seed, checkpoint=checkpoint)
     raise UsageError(f"--engine {name}: there is no such engine; choose auto or cpu")

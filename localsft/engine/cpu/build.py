@@ -10,7 +10,7 @@ from localsft.engine.adapter import adapter_shapes
 from localsft.engine.cpu.architecture import architecture_of
 from localsft.engine.cpu.layers import Adapter, Group, Layer, Linear
 from localsft.engine.cpu.model import Model
-from localsft.engine.cpu.ops import Ops, weight_of
+from localsft.engine.cpu.ops import Ops
 from localsft.engine.cpu.parameters import AdapterParameters
 from localsft.engine.cpu.rotary import RotaryTable
 from localsft.weights.config import rope_frequencies
@@ -33,7 +33,7 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
             a, b = f"{name}.lora_a", f"{name}.lora_b"
             values, gradient, view = parameters.values, parameters.gradient, parameters.view
             adapter = Adapter(view(values, a), view(values, b), view(gradient, a), view(gradient, b), lora.scale)
-        return Linear(name, weight_of(base.tensors[f"{name}.weight"]), adapter)
+        return Linear(name, ops.weight(base.tensors[f"{name}.weight"]), adapter)
 
     layers = []
     for index in range(architecture.layers):
@@ -51,7 +51,7 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
                 down=Group(down),
             )
         )
-    embedding = weight_of(base.tensors["model.embed_tokens.weight"])
+    embedding = ops.weight(base.tensors["model.embed_tokens.weight"])
     model = Model(
         ops,
         architecture,
@@ -59,7 +59,7 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
         embedding,
         layers,
         norm("model.norm.weight"),
-        embedding if base.config.tied_head else weight_of(base.tensors["lm_head.weight"]),
+        embedding if base.config.tied_head else ops.weight(base.tensors["lm_head.weight"]),
         checkpoint=checkpoint,
     )
     return model, parameters

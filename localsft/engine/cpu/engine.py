@@ -23,8 +23,8 @@ from localsft.weights.load import BaseModel
 class CpuEngine:
     """See ``engine.base.Engine`` for what each method does.
 
-    ``isa`` forces one set of kernels ('' takes LOCALSFT_ISA, or the fastest this machine runs); ``checkpoint`` recomputes
-    layers in the backward pass instead of keeping their activations. Neither changes the result beyond the ISA's rounding.
+    ``ops`` are the kernels of one ISA with their threads. ``checkpoint`` recomputes layers in the backward pass instead of
+    keeping their activations: the same result, bit by bit, in less memory and more time.
     """
 
     def __init__(
@@ -32,18 +32,17 @@ class CpuEngine:
         base: BaseModel,
         lora: LoraConfig,
         optim: OptimConfig,
+        ops: Ops,
         *,
         seed: int = 0,
-        threads: int = 1,
-        isa: str = "",
         checkpoint: bool = False,
     ) -> None:
-        self.ops = Ops(isa, threads)
+        self.ops = ops
         self.lora = lora
         self.optim = optim
         self.seed = seed
-        self.model, self.parameters = build_model(base, lora, self.ops, checkpoint=checkpoint)
-        self.info = EngineInfo("cpu", self.ops.isa, threads, {"activations": "bfloat16" if self.ops.act_bf16 else "float32"})
+        self.model, self.parameters = build_model(base, lora, ops, checkpoint=checkpoint)
+        self.info = EngineInfo("cpu", ops.isa, ops.threads, {"activations": "bfloat16" if ops.act_bf16 else "float32"})
         self._step = 0  # steps applied: AdamW's t
         self._passes = 0  # batches accumulated since the last step: with the step, the key of their dropout masks
         self._weight = 0.0  # Σ w accumulated since the last step

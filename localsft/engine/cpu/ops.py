@@ -47,21 +47,19 @@ class Ops:
         setattr(self, name, call)  # looked up once
         return call
 
+    def weight(self, tensor: Tensor) -> Any:
+        """A kernel's view of a loaded weight (N, K); keeps the tensor's memory alive, copies nothing."""
+        if isinstance(tensor, AffineQuantized):
+            q = tensor
+            return _core.affine_weight(q.packed, q.scales, q.biases, q.bits, q.group_size, bf16_scales=q.bf16_scales)
+        return _core.dense_weight(tensor.data, bf16=tensor.bf16)
+
     def to_act(self, x: Array, out: Array) -> Array:
         """``x`` float32 as activations: rounded into ``out``, or ``x`` itself where activations are float32."""
         if not self.act_bf16:
             return x
         self.round_to_act(x, out)  # csrc/ops_element.h
         return out
-
-
-def weight_of(tensor: Tensor) -> Any:
-    """A kernel's view of a loaded weight (N, K); keeps the tensor's memory alive, copies nothing."""
-    if isinstance(tensor, AffineQuantized):
-        return _core.affine_weight(
-            tensor.packed, tensor.scales, tensor.biases, tensor.bits, tensor.group_size, bf16_scales=tensor.bf16_scales
-        )
-    return _core.dense_weight(tensor.data, bf16=tensor.bf16)
 
 
 def available_isas() -> list[str]:

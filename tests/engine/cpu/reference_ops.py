@@ -1,0 +1,189 @@
+"""The operations of the CPU engine in plain numpy, computed in float64: what the compiled kernels are held against.
+
+``ReferenceOps`` stands in for ``localsft.engine.cpu.ops.Ops``, so that a whole model can run on it. Arrays that the model
+allocates are float32 or, with ``act_dtype`` float64, exact enough to difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from localsft.weights.quant import as_f32
+
+Array = Any
+
+
+def softmax_masked(scores: Array, visible: Array) -> tuple[Array, Array]:
+    """Row softmax over visible entries, and log-sum-exp."""
+    scores = np.where(visible, scores, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    e = np.exp(scores - top)
+    return e / e.sum(-1, keepdims=True), (top + np.log(e.sum(-1, keepdims=True)))[..., 0]
+
+
+def visibility(q_rows: Array, starts: Array, parents: Array, window: int) -> Array:
+    """bool (Mq, T): own segment causally, ancestors wholly; a window counts tokens along the path from the root."""
+    total = int(starts[-1])
+    segment = np.repeat(np.arange(len(parents)), np.diff(starts))
+    visible = np.zeros((len(q_rows), total), bool)
+    for i, row in enumerate(q_rows):
+        path = list(range(int(starts[segment[row]]), int(row) + 1))
+        ancestor = int(parents[segment[row]])
+        while ancestor >= 0:
+            path = list(range(int(starts[ancestor]), int(starts[ancestor + 1]))) + path
+            ancestor = int(parents[ancestor])
+        visible[i, path[-window:] if window else path] = True
+    return visible
+
+
+class ReferenceOps:
+    """``mutate`` breaks one rule on purpose ('mask': segments see each other; 'weights': every target counts 1)."""
+
+    isa = "reference"
+    threads = 1
+    act_bf16 = False
+
+    def __init__(self, mutate: str = "") -> None:
+        self.act_dtype: Any = np.float32
+        self.mutate = mutate
+
+    def weight(self, tensor: Any) -> Array:
+        return as_f32(tensor).astype(np.float64)
+
+    def to_act(self, x: Array, out: Array) -> Array:
+        return x
+
+    def embed(self, weight: Array, tokens: Array, out: Array) -> None:
+        out[...] = weight[tokens]
+
+    def linear_forward(self, x, weights, lora_a, lora_b, scales, outs, u, add, x_lora=None) -> None:
+        x64, low = x.astype(np.float64), (x if x_lora is None else x_lora).astype(np.float64)
+        column = 0
+        for weight, a, b, scale, out in zip(weights, lora_a, lora_b, scales, outs, strict=True):
+            y = x64 @ weight.T
+            if a is not None:
+                down = low @ a.T.astype(np.float64)
+                u[:, column : column + a.shape[0]] = down
+                column += a.shape[0]
+                y += scale * down @ b.astype(np.float64)
+            out[...] = out + y if add else y
+
+    def linear_backward(self, dys, weights, lora_a, lora_b, scales, x, u, d_lora_a, d_lora_b, dx, add, dx_lora=None) -> None:
+        total, low = 0.0, 0.0
+        column = 0
+        for dy, weight, a, b, scale, d_a, d_b in zip(dys, weights, lora_a, lora_b, scales, d_lora_a, d_lora_b, strict=True):
+            dy = dy.astype(np.float64)
+            total = total + dy @ weight
+            if a is not None:
+                down = u[:, column : column + a.shape[0]].astype(np.float64)
+                column += a.shape[0]
+                du = scale * dy @ b.T.astype(np.float64)
+                d_b += scale * down.T @ dy
+                d_a += du.T @ x.astype(np.float64)
+                low = low + du @ a.astype(np.float64)
+        if dx_lora is not None:
+            dx_lora[...] = low
+        else:
+            total = total + low
+        if dx is not None:
+            dx[...] = dx + total if add else total
+
+    def head_loss(self, x, weight, target_ids, target_weights, dx) -> float:
+        logits = x.astype(np.float64) @ weight.T
+        w = np.ones(len(target_ids)) if self.mutate == "weights" else target_weights.astype(np.float64)
+        p, lse = softmax_masked(logits, np.ones_like(logits, bool))
+        rows = np.arange(len(target_ids))
+        loss = float((w * (lse - logits[rows, target_ids])).sum())
+        if dx is not None:
+            p[rows, target_ids] -= 1
+            dx[...] = (p * w[:, None]) @ weight
+        return loss
+
+    def head_score(self, x, weight, target_ids, logprobs, correct) -> None:
+        logits = x.astype(np.float64) @ weight.T
+        _, lse = softmax_masked(logits, np.ones_like(logits, bool))
+        logprobs[...] = logits[np.arange(len(target_ids)), target_ids] - lse
+        correct[...] = logits.argmax(-1) == target_ids
+
+    def head_logits(self, x, weight, out) -> None:
+        out[...] = x.astype(np.float64) @ weight.T
+
+    def rms_norm(self, h, weight, eps, saved, rstd, out) -> None:
+        saved[...] = h
+        rstd[...] = 1 / np.sqrt((h.astype(np.float64) ** 2).mean(-1) + eps)
+        out[...] = saved * rstd[:, None] * weight
+
+    def rms_norm_again(self, saved, weight, rstd, out) -> None:
+        out[...] = saved * rstd[:, None] * weight
+
+    def rms_norm_backward(self, dy, saved, weight, rstd, dx) -> None:
+        hat = saved.astype(np.float64) * rstd[:, None]
+        g = dy.astype(np.float64) * weight
+        dx += rstd[:, None] * (g - hat * (g * hat).mean(-1, keepdims=True))
+
+    def rope(self, x, cos, sin, heads, inverse) -> None:
+        rows, width = x.shape
+        y = x.reshape(rows, heads, 2, width // heads // 2)
+        c, s = cos[:, None, :], (-sin if inverse else sin)[:, None, :]
+        first, second = y[:, :, 0] * c - y[:, :, 1] * s, y[:, :, 1] * c + y[:, :, 0] * s
+        y[:, :, 0], y[:, :, 1] = first, second
+
+    def swiglu(self, gate, up, out) -> None:
+        g = gate.astype(np.float64)
+        out[...] = g / (1 + np.exp(-g)) * up
+
+    def swiglu_backward(self, dy, gate, up, d_gate, d_up) -> None:
+        g, u, d = gate.astype(np.float64), up.astype(np.float64), dy.astype(np.float64)
+        sigmoid = 1 / (1 + np.exp(-g))
+        d_gate[...] = d * u * sigmoid * (1 + g * (1 - sigmoid))
+        d_up[...] = d * g * sigmoid
+
+    def _attention_parts(self, q, k, v, q_rows, starts, parents, heads, kv_heads, scale, window):
+        size = q.shape[1] // heads
+        group = heads // kv_heads
+        q64 = q.reshape(-1, heads, size).astype(np.float64)
+        k64 = np.repeat(k.reshape(-1, kv_heads, size).astype(np.float64), group, 1)
+        v64 = np.repeat(v.reshape(-1, kv_heads, size).astype(np.float64), group, 1)
+        if self.mutate == "mask":
+            starts, parents = np.array([0, starts[-1]]), np.array([-1])
+        visible = visibility(q_rows, starts, parents, window)[:, None, :]
+        p, lse = softmax_masked(np.einsum("qhe,khe->qhk", q64, k64) * scale, visible)
+        return q64, k64, v64, p, lse, group
+
+    def attention(self, q, k, v, q_rows, starts, parents, out, lse, heads, kv_heads, scale, window=0, softcap=0.0) -> None:
+        _, _, v64, p, sums, _ = self._attention_parts(q, k, v, q_rows, starts, parents, heads, kv_heads, scale, window)
+        out[...] = np.einsum("qhk,khe->qhe", p, v64).reshape(out.shape)
+        lse[...] = sums
+
+    def attention_backward(
+        self, q, k, v, out, lse, d_out, q_rows, starts, parents, dq, dk, dv, heads, kv_heads, scale, window=0, softcap=0.0
+    ) -> None:
+        q64, k64, v64, p, _, group = self._attention_parts(q, k, v, q_rows, starts, parents, heads, kv_heads, scale, window)
+        do = d_out.reshape(q64.shape).astype(np.float64)
+        dp = np.einsum("qhe,khe->qhk", do, v64)
+        ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
+        dq[...] = np.einsum("qhk,khe->qhe", ds, k64).reshape(dq.shape)
+
+        def per_kv(x: Array) -> Array:
+            return x.reshape(x.shape[0], kv_heads, group, x.shape[2]).sum(2).reshape(x.shape[0], -1)
+
+        dk[...] = per_kv(np.einsum("qhk,qhe->khe", ds, q64))
+        dv[...] = per_kv(np.einsum("qhk,qhe->khe", p, do))
+
+    def gather_rows(self, x, rows, out) -> None:
+        out[...] = x[rows]
+
+    def scatter_add_rows(self, x, rows, out) -> None:
+        np.add.at(out, rows, x)
+
+    def squared_norm(self, g) -> float:
+        return float((g.astype(np.float64) ** 2).sum())
+
+    def adamw(self, p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale) -> None:
+        g64 = g.astype(np.float64) * grad_scale
+        m64, v64 = beta1 * m + (1 - beta1) * g64, beta2 * v + (1 - beta2) * g64**2
+        m[...], v[...] = m64, v64
+        p64 = p * (1 - lr * weight_decay)
+        p[...] = p64 - lr * (m64 / (1 - beta1**step)) / (np.sqrt(v64 / (1 - beta2**step)) + eps)
