@@ -37,7 +37,8 @@ class FrozenCache:
 
     def __init__(self, root: Path, key: str, width: int, max_bytes: int) -> None:
         self.folder = root / key
-        self._width = width
+        self._root = root
+        self._max_bytes = max_bytes
         self._row_bytes = 4 * width
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / "lock", "wb")  # noqa: SIM115 - held for the life of the cache
@@ -53,8 +54,7 @@ class FrozenCache:
         self.hits = self.misses = 0
         if not self.in_use_elsewhere:
             self._open()
-            others = evict(root, keep=self.folder, max_bytes=max_bytes)
-            self._room = (max_bytes - others) // (self._row_bytes + RECORD)
+            self._make_room()
 
     def _open(self) -> None:
         self._rows = open(self.folder / "rows.bin", "a+b")  # noqa: SIM115 - closed in close()
@@ -102,8 +102,10 @@ class FrozenCache:
             return
         try:
             for key, row in zip(keys, rows, strict=True):
-                if key in self._index or len(self._sums) >= self._room:
+                if key in self._index:
                     continue
+                if len(self._sums) >= self._room and not self._make_room():
+                    break
                 data = np.ascontiguousarray(row).tobytes()
                 self._rows.write(data)
                 self._keys.write(key + xxhash.xxh3_64_digest(data))
@@ -112,8 +114,17 @@ class FrozenCache:
             self._rows.flush()
             self._keys.flush()
         except OSError:  # a full disk: what is there stays good, nothing more is added
-            self._room = 0
+            self._max_bytes = self._room = 0
             self._index = {key: at for key, at in self._index.items() if (at + 1) * self._row_bytes <= os.path.getsize(self._rows.name)}
+
+    def _make_room(self) -> bool:
+        """Room for a sixteenth more of the bound than there is now, at the cost of other caches; False at the bound itself."""
+        per_row = self._row_bytes + RECORD
+        own = len(self._sums) * per_row
+        wanted = min(own + self._max_bytes // 16, self._max_bytes)
+        others = evict(self._root, keep=self.folder, max_bytes=self._max_bytes - wanted)
+        self._room = min(wanted, self._max_bytes - others) // per_row
+        return len(self._sums) < self._room
 
     def close(self) -> None:
         """Give the files and the lock back; the rows stay for the next run."""
@@ -125,20 +136,20 @@ class FrozenCache:
 
 
 def evict(root: Path, *, keep: Path | None, max_bytes: int) -> int:
-    """Remove the least recently used caches under ``root`` until they fit ``max_bytes``; bytes of those left besides ``keep``.
+    """Remove the least recently used caches under ``root``, but for ``keep``, until they fit ``max_bytes``; bytes of those left.
 
     A cache that another process holds is left alone.
     """
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in root.iterdir() if path.is_dir()}
+    folders = sorted((path for path in root.iterdir() if path.is_dir() and path != keep), key=lambda path: path.stat().st_mtime)
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in folders}
     total = sum(sizes.values())
-    for path in sorted(sizes, key=lambda p: p.stat().st_mtime):
-        if total <= max_bytes:
+    for path, size in sizes.items():
+        if total <= max_bytes and max_bytes > 0:
             break
-        if path == keep or _is_locked(path):
-            continue
-        shutil.rmtree(path, ignore_errors=True)
-        total -= sizes.pop(path)
-    return total - (sizes.get(keep, 0) if keep else 0)
+        if not _is_locked(path):
+            shutil.rmtree(path, ignore_errors=True)
+            total -= size
+    return total
 
 
 def _is_locked(path: Path) -> bool:
