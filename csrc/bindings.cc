@@ -44,5 +44,4 @@ PYBIND11_MODULE(_core, m) {
   });
 
   localsft::bind_elements(m);
-  localsft::bind_pack(m);
 }

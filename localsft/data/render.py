@@ -1,0 +1,124 @@
+"""Conversations to examples: token ids and target weights, born together from one render of the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from localsft.batch import Example
+from localsft.data.conversation import Conversation, Message
+from localsft.data.supervision import Mask, TextExample, guard, mark, template_messages
+from localsft.data.template import GUARD, ChatTemplate
+from localsft.errors import InputError
+from localsft.tokenizer import Tokenizer
+
+# Why an example was left out, or what was done to it; for reports, beside those of supervision.py.
+NO_TARGET = "no supervised token"
+TOO_LONG = "longer than max_length before its first supervised turn ends"
+TRUNCATED = "turns beyond max_length cut off"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The examples of one conversation, usually one; ``skipped``: why examples were left out; ``notes``: what was done."""
+
+    examples: tuple[Example, ...]
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def chat_template(tokenizer: Tokenizer, source: str | None = None, where: str = "the chat template") -> ChatTemplate:
+    """The model's own chat template, or ``source`` instead.
+
+    Raises:
+        InputError: there is none, or it is no template.
+    """
+    text = source or tokenizer.chat_template
+    if not text:
+        raise InputError(f"{tokenizer.source}: the model has no chat template; pass one with --template")
+
+    def name(token_id: int | None) -> str:
+        return "" if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+    return ChatTemplate(text, bos=name(tokenizer.bos_id), eos=name(tokenizer.eos_id), where=where)
+
+
+def render(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, mask: Mask, max_length: int) -> Rendered:
+    """The examples of one conversation.
+
+    An example of more than ``max_length`` tokens is cut after the last whole supervised turn that fits, or left out.
+
+    Raises:
+        InputError: the template refuses the conversation, or a turn can't be found in what it wrote.
+    """
+    return render_batch([conversation], tokenizer, template, mask=mask, max_length=max_length)[0]
+
+
+def render_batch(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, template: ChatTemplate, *, mask: Mask, max_length: int
+) -> list[Rendered]:
+    """``render`` of many conversations; their texts are encoded together, on all cores."""
+    return encode_marked([(row, mark(row, tokenizer, template, mask)) for row in conversations], tokenizer, max_length=max_length)
+
+
+def encode_marked(marked: Sequence[tuple[Conversation, Sequence[TextExample]]], tokenizer: Tokenizer, *, max_length: int) -> list[Rendered]:
+    """Token ids and weights of marked texts."""
+    texts = [example for _, examples in marked for example in examples]
+    ids = iter(tokenizer.encode_spans([[span.text for span in example.spans] for example in texts], guard=GUARD))
+    results = []
+    for conversation, examples in marked:
+        found: list[Example] = []
+        skipped: list[str] = [] if examples else [NO_TARGET]
+        notes: list[str] = []
+        for text in examples:
+            example, problem = _example(text, next(ids), tokenizer, max_length, conversation.source)
+            if example is None:
+                skipped.append(problem)
+                continue
+            found.append(example)
+            notes += [*text.notes, problem] if problem else text.notes
+        results.append(Rendered(tuple(found), tuple(skipped), tuple(dict.fromkeys(notes))))
+    return results
+
+
+def _example(
+    text: TextExample, span_ids: list[list[int]], tokenizer: Tokenizer, max_length: int, source: str
+) -> tuple[Example | None, str]:
+    """The example, or None and why it is left out; with an example, what was done to it."""
+    weights = [span.weight for span in text.spans]
+    ends = [span.ends_turn and span.weight > 0 for span in text.spans]
+    if text.add_end and tokenizer.eos_id is not None:
+        span_ids[-1] = [*span_ids[-1], tokenizer.eos_id]
+    if tokenizer.add_bos and tokenizer.bos_id is not None and next((span[0] for span in span_ids if span), None) != tokenizer.bos_id:
+        span_ids[0] = [tokenizer.bos_id, *span_ids[0]]
+    counts = np.array([len(span) for span in span_ids])
+    total = int(counts.sum())
+    keep = len(counts)
+    if total > max_length:
+        whole = np.cumsum(counts)
+        keep = max((i + 1 for i, length in enumerate(whole) if length <= max_length and ends[i]), default=0)
+        if keep == 0:
+            return None, TOO_LONG
+    token_ids = np.fromiter((token for span in span_ids[:keep] for token in span), np.int32, int(counts[:keep].sum()))
+    target_weights = np.repeat(np.array(weights[:keep], np.float32), counts[:keep])
+    target_weights[:1] = 0  # nothing predicts the first token
+    if not target_weights.any():
+        return None, NO_TARGET
+    return Example(token_ids, target_weights, source), TRUNCATED if keep < len(counts) and total > max_length else ""
+
+
+def render_prompt(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: ChatTemplate, tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
+    """Token ids of a conversation up to and with the generation prompt, BOS once: what the model continues from."""
+    source = "the prompt"
+    text = template.render(
+        template_messages(messages, tokenizer, source), guard(list(tools), tokenizer, source), add_generation_prompt=True, source=source
+    )
+    ids = tokenizer.encode_spans([[text]], guard=GUARD)[0][0]
+    if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+        return [tokenizer.bos_id, *ids]
+    return ids

@@ -1,0 +1,114 @@
+"""Chat templates, rendered by minijinja: no access to Python, a limit of steps and a limit of output.
+
+Templates come with models, from strangers. HF templates are written for jinja2 with trim_blocks, lstrip_blocks and a few
+extra names (transformers' apply_chat_template); this renders the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from localsft.errors import InputError
+
+MAX_TEMPLATE = 1 << 20  # characters
+MAX_STEPS = 2_000_000  # minijinja fuel, about one a template instruction
+MAX_OUTPUT = 64 << 20  # characters
+
+# Unicode noncharacters, "intended for process-internal use": they stand in no text, so they can mark places in one.
+GUARD, OPEN, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
+MARKS = (GUARD, OPEN, CLOSE)
+_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+class ChatTemplate:
+    """A compiled chat template. ``now``: what strftime_now tells; default the time of the call."""
+
+    def __init__(self, source: str, *, bos: str = "", eos: str = "", where: str = "the chat template", now: datetime | None = None) -> None:
+        """Raises ``InputError`` where the source is no template or is absurdly long."""
+        import minijinja
+
+        if len(source) > MAX_TEMPLATE:
+            raise InputError(f"{where}: longer than {MAX_TEMPLATE} characters, which no chat template is; pass another with --template")
+        self.source = source
+        self.marks_generation = _GENERATION.search(source) is not None
+        self._where = where
+        self._now = now
+        self._globals = {"bos_token": bos, "eos_token": eos}
+        marked = _GENERATION.sub(lambda m: f"{{{{{m[1]} '{CLOSE if m[2] else OPEN}' {m[3]}}}}}", source)
+        self._environment = minijinja.Environment(
+            filters={"tojson": _to_json},
+            globals={"raise_exception": _raise_exception, "strftime_now": self._strftime_now},
+            fuel=MAX_STEPS,
+            debug=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        try:
+            self._environment.add_template("chat", marked)
+        except minijinja.TemplateError as error:
+            raise InputError(
+                f"{where}: minijinja can't read the chat template ({_first_line(error)}); pass another with --template"
+            ) from None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        add_generation_prompt: bool = False,
+        source: str = "",
+    ) -> str:
+        """The text of a conversation; generation blocks are enclosed in OPEN and CLOSE marks.
+
+        Raises:
+            InputError: the template refuses the conversation, fails on it, or takes more than it may; ``source`` is named.
+        """
+        try:
+            text: str = self._environment.render_template(
+                "chat", messages=_copy(messages), tools=_copy(tools) or None, add_generation_prompt=add_generation_prompt, **self._globals
+            )
+        except Exception as error:  # whatever fails in there, also in a Python callback, is the template's doing
+            raise InputError(f"{source or self._where}: the chat template can't render this conversation: {_first_line(error)}") from None
+        if len(text) > MAX_OUTPUT:
+            raise InputError(f"{source or self._where}: the chat template wrote over {MAX_OUTPUT} characters; pass another with --template")
+        return text
+
+    def _strftime_now(self, form: str) -> str:
+        return (self._now or datetime.now()).strftime(form[:100])
+
+
+def _copy(value: Any) -> Any:
+    """Fresh lists and dicts: a template may call their methods, pop and clear among them."""
+    if isinstance(value, Mapping):
+        return {key: child if type(child) is str else _copy(child) for key, child in value.items()}
+    return [_copy(child) for child in value] if isinstance(value, list | tuple) else value
+
+
+class _TemplateRefusal(Exception):
+    """raise_exception in a template, or a call that goes too far."""
+
+
+def _raise_exception(message: str) -> None:
+    raise _TemplateRefusal(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """transformers' tojson: no HTML escapes, keys in their order."""
+    if indent is not None and not 0 <= indent <= 16:
+        raise _TemplateRefusal(f"tojson with an indent of {indent}")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,249 @@
+"""Text to token ids and back, with one rule: control tokens come from templates, never from what somebody typed."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from localsft.tokenizer.plain import PlainEncoder
+
+# Tokens by which models end a turn or a message, whatever their metadata say (the set that llama.cpp stops at).
+_STOP_NAMES = frozenset(
+    (
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|endoftext|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<end_of_utterance>",
+        "<｜end▁of▁sentence｜>",
+        "<|END_OF_TURN_TOKEN|>",
+    )
+)
+_MEMO_RUNS = 65_536  # runs of text kept encoded: system prompts and headers repeat in every row
+_MEMO_CHARS = 4_096  # longer runs than this are not kept
+
+
+@dataclass(frozen=True, slots=True)
+class ControlToken:
+    """A token that only a template may write; ``lstrip``/``rstrip``: it swallows the whitespace before/after it."""
+
+    id: int
+    text: str
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What the readers of the three file formats yield.
+
+    ``token_bytes``: the UTF-8 bytes that each id stands for (a part of a character for byte tokens); control tokens
+    stand for their own name. ``strip_first_space``: decoding takes one leading space off, as the vocabulary added it.
+    """
+
+    encoder: PlainEncoder
+    token_bytes: Sequence[bytes]
+    control: Sequence[ControlToken]
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None = None
+    extra_stop_ids: frozenset[int] = frozenset()
+    add_bos: bool = False
+    strip_first_space: bool = False
+    chat_template: str | None = None
+    source: str = ""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Plain text between control tokens, to be encoded."""
+
+    text: str
+    prefix: bool
+
+
+@dataclass(slots=True)
+class _Memo:
+    ids: dict[tuple[bool, str], list[int]] = field(default_factory=dict)
+
+    def keep(self, key: tuple[bool, str], ids: list[int]) -> None:
+        if len(key[1]) > _MEMO_CHARS:
+            return
+        if len(self.ids) >= _MEMO_RUNS:
+            self.ids.clear()
+        self.ids[key] = ids
+
+
+class Tokenizer:
+    """Encodes and decodes with one model's vocabulary. Make one with ``load_tokenizer``.
+
+    ``encode`` never adds a beginning-of-sequence token: ``add_bos`` says whether the model wants one, and
+    ``localsft.data.render`` puts in exactly one.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._encoder = vocabulary.encoder
+        self._bytes = vocabulary.token_bytes
+        self._strip_first_space = vocabulary.strip_first_space
+        self._memo = _Memo()
+        self._control = {token.text: token for token in vocabulary.control}
+        self._control_ids = frozenset(token.id for token in vocabulary.control)
+        self._control_pattern = _control_pattern(vocabulary.control)
+        self.bos_id = vocabulary.bos_id
+        self.eos_id = vocabulary.eos_id
+        self.pad_id = vocabulary.pad_id
+        self.add_bos = vocabulary.add_bos and vocabulary.bos_id is not None
+        self.chat_template = vocabulary.chat_template
+        self.source = vocabulary.source
+        self.vocab_size = len(vocabulary.token_bytes)
+        self.stop_ids = self._find_stop_ids(vocabulary)
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Text and id of every token that only a template may write."""
+        return {text: token.id for text, token in self._control.items()}
+
+    @property
+    def control_pattern(self) -> re.Pattern[str] | None:
+        """Matches the text of any control token; None where the vocabulary has none."""
+        return self._control_pattern
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether the id is a control token."""
+        return token_id in self._control_ids
+
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Token ids of ``text``, without BOS. Control tokens in the text count as such only with ``parse_special``."""
+        return self.encode_batch([text], parse_special)[0]
+
+    def encode_batch(self, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
+        """``encode`` of many texts, on all cores."""
+        if not parse_special:
+            prefix = self._encoder.prefix_at_start
+            return self._encode_runs([_Run(text, prefix) for text in texts])
+        return [spans[0] for spans in self.encode_spans([[text] for text in texts])]
+
+    def encode_spans(self, documents: Sequence[Sequence[str]], guard: str | None = None) -> list[list[list[int]]]:
+        """Token ids of rendered texts, each cut into consecutive spans so that no token crosses a cut.
+
+        Control tokens in the text become control ids, except where their text holds the character ``guard``, which is
+        taken out: so a renderer marks what somebody typed. Returns ids for each document and each of its spans.
+        """
+        parts: list[list[list[int | _Run]]] = []
+        runs: list[_Run] = []
+        for document in documents:
+            parts.append(spans := [])
+            prefix = self._encoder.prefix_at_start
+            for span in document:
+                found: list[int | _Run] = []
+                for piece in self._split_control(span):
+                    if isinstance(piece, int):
+                        found.append(piece)
+                        prefix = self._encoder.prefix_after_control
+                        continue
+                    run = _Run(piece.replace(guard, "") if guard else piece, prefix)
+                    found.append(run)
+                    runs.append(run)
+                    prefix = False
+                spans.append(found)
+        encoded = iter(self._encode_runs(runs))
+        return [
+            [[token for piece in span for token in ((piece,) if isinstance(piece, int) else next(encoded))] for span in document]
+            for document in parts
+        ]
+
+    def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
+        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD. ``skip_control`` leaves control tokens out."""
+        stream = self.stream(skip_control)
+        return "".join([stream.push(token) for token in ids]) + stream.finish()
+
+    def stream(self, skip_control: bool = True) -> DecodeStream:
+        """A decoder that takes ids one at a time and never gives out half a character."""
+        return DecodeStream(self, skip_control, self._strip_first_space)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes one id stands for; a control token stands for its name."""
+        return self._bytes[token_id]
+
+    def _split_control(self, text: str) -> Iterable[int | str]:
+        if not text:
+            return
+        if self._control_pattern is None:
+            yield text
+            return
+        start = 0
+        for match in self._control_pattern.finditer(text):
+            token = self._control[match[0]]
+            before = text[start : match.start()]
+            if before := before.rstrip() if token.lstrip else before:
+                yield before
+            yield token.id
+            start = match.end()
+            if token.rstrip:
+                start = len(text) - len(text[start:].lstrip())
+        if start < len(text):
+            yield text[start:]
+
+    def _encode_runs(self, runs: Sequence[_Run]) -> list[list[int]]:
+        memo = self._memo.ids
+        found = [memo.get((run.prefix, run.text)) for run in runs]
+        fresh: dict[tuple[bool, str], list[int]] = {}
+        for prefix in (False, True):
+            texts = list(dict.fromkeys(run.text for run, ids in zip(runs, found, strict=True) if ids is None and run.prefix is prefix))
+            if texts:
+                fresh |= zip(((prefix, text) for text in texts), self._encoder.encode_runs(texts, prefix=prefix), strict=True)
+        for key, ids in fresh.items():
+            self._memo.keep(key, ids)
+        return [fresh[run.prefix, run.text] if ids is None else ids for run, ids in zip(runs, found, strict=True)]
+
+    def _find_stop_ids(self, vocabulary: Vocabulary) -> frozenset[int]:
+        named = {token.id for token in vocabulary.control if token.text in _STOP_NAMES}
+        if {"<|return|>", "<|call|>", "<|end|>"} <= self._control.keys():
+            named.discard(self._control["<|end|>"].id)  # harmony: <|end|> ends a message, not the turn
+        eos = set() if vocabulary.eos_id is None else {vocabulary.eos_id}
+        return frozenset(named | eos | vocabulary.extra_stop_ids)
+
+
+class DecodeStream:
+    """Bytes of token ids to text, holding back the bytes of an unfinished character."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_control: bool, strip_first_space: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_control = skip_control
+        self._strip = strip_first_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that became complete with this token; may be empty."""
+        if self._tokenizer.is_control(token_id):
+            text = self._utf8.decode(b"", final=True)
+            self._utf8.reset()
+            self._strip = False
+            return text if self._skip_control else text + self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+        text = self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        if self._strip and text:
+            text = text.removeprefix(" ")
+            self._strip = False
+        return text
+
+    def finish(self) -> str:
+        """What was held back: U+FFFD if the ids end inside a character, else empty."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _control_pattern(control: Sequence[ControlToken]) -> re.Pattern[str] | None:
+    """Leftmost, longest match over the control tokens' texts."""
+    texts = sorted((token.text for token in control), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
