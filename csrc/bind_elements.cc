@@ -119,6 +119,17 @@ void bind_rope_and_swiglu(py::module_& m) {
 
 void bind_rows(py::module_& m) {
   m.def(
+      "round_to_act",
+      [](Context& ctx, const array& x, array out) {
+        const Arguments args("round_to_act", ctx);
+        const int64_t M = args.dim(x, "x", 0, 2), D = args.dim(x, "x", 1, 2);
+        const float* x_ = args.in<float>(x, "x", {M, D});
+        void* out_ = args.act_out(out, "out", {M, D});
+        py::gil_scoped_release release;
+        round_to_act(ctx, x_, out_, M * D);
+      },
+      arg("ctx"), arg("x"), arg("out"), "out act (M, D) = x float32 (M, D) rounded.");
+  m.def(
       "gather_rows",
       [](Context& ctx, const array& x, const array& rows, array out) {
         const Arguments args("gather_rows", ctx);

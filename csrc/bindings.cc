@@ -44,4 +44,5 @@ PYBIND11_MODULE(_core, m) {
   });
 
   localsft::bind_elements(m);
+  localsft::bind_pack(m);
 }

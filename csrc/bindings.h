@@ -5,5 +5,6 @@
 namespace localsft {
 
 void bind_elements(pybind11::module_& m);
+void bind_pack(pybind11::module_& m);
 
 }  // namespace localsft

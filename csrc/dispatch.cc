@@ -68,9 +68,11 @@ const kernels::Table& select_kernels(const std::string& isa) {
   for (const auto& c : all) {
     if (wanted.empty() ? c.supported : wanted == c.name) best = &c;
   }
-  if (best == nullptr) throw std::invalid_argument("unknown ISA '" + wanted + "': this machine can run " + join(available_isas()));
+  if (best == nullptr)
+    throw std::invalid_argument("unknown ISA '" + wanted + "': this machine can run " + join(available_isas()));
   if (!best->supported)
-    throw std::invalid_argument("this machine can't run the ISA '" + wanted + "': it can run " + join(available_isas()));
+    throw std::invalid_argument("this machine can't run the ISA '" + wanted + "': it can run " +
+                                join(available_isas()));
   return *best->table();
 }
 

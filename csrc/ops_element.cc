@@ -69,6 +69,10 @@ void swiglu_backward(Context& ctx, const void* dy, const void* gate, const void*
   });
 }
 
+void round_to_act(Context& ctx, const float* x, void* out, int64_t n) {
+  over_rows(ctx, n, 1, [&](int64_t begin, int64_t end) { ctx.kernels.element.round_to_act(x, out, begin, end); });
+}
+
 void gather_rows(Context& ctx, const void* x, const int32_t* rows, void* out, int64_t M, int64_t bytes) {
   over_rows(ctx, M, bytes / 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)

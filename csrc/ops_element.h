@@ -20,6 +20,8 @@ void swiglu(Context& ctx, const void* gate, const void* up, void* out, int64_t n
 void swiglu_backward(Context& ctx, const void* dy, const void* gate, const void* up, void* d_gate, void* d_up,
                      int64_t n);
 
+void round_to_act(Context& ctx, const float* x, void* out, int64_t n);
+
 // out[i] = x[rows[i]], rows of `bytes` bytes.
 void gather_rows(Context& ctx, const void* x, const int32_t* rows, void* out, int64_t M, int64_t bytes);
 // out[rows[i]] += x[i], in the order of i.

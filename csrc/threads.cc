@@ -46,7 +46,8 @@ struct ThreadPool::State {
   void loop(int thread) {
     uint64_t seen = 0;
     while (true) {
-      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen && !stop; ++spin) pause_cpu();
+      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen && !stop; ++spin)
+        pause_cpu();
       if (generation.load(std::memory_order_acquire) == seen && !stop) {
         std::unique_lock<std::mutex> lock(mutex);
         wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen || stop; });
@@ -90,10 +91,13 @@ void ThreadPool::run(int64_t tasks, const std::function<void(int64_t, int)>& fn)
   }
   s.wake.notify_all();
   s.work(0);
-  // The last tasks are short beside a context switch, but an oversubscribed machine may have parked a worker: yield then.
+  // The last tasks are short beside a context switch, but an oversubscribed machine may have parked a worker: yield
+  // then.
   for (int spin = 0; s.busy.load(std::memory_order_acquire) != 0; ++spin) {
-    if (spin < kSpins) pause_cpu();
-    else std::this_thread::yield();
+    if (spin < kSpins)
+      pause_cpu();
+    else
+      std::this_thread::yield();
   }
 }
 

@@ -29,7 +29,7 @@ Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 LINEARS: tuple[Linear, ...] = get_args(Linear)
 
 Count = Annotated[int, Meta(ge=1)]
-Natural = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Below1 = Annotated[float, Meta(ge=0, lt=1)]
@@ -101,7 +101,7 @@ class TrainConfig:
     eval_every: Count | None = setting(None, "Validate every N steps. Default: after each epoch.")
     save_every: Count | None = setting(None, "Write a checkpoint every N steps. Default: after each epoch.")
     patience: Count | None = setting(None, "Stop after N validations without improvement. Default: never.")
-    seed: Natural = setting(0, "Seed of the shuffle, the adapter's start and dropout.")
+    seed: Seed = setting(0, "Seed of the shuffle, the adapter's start and dropout.")
     threads: Count | None = setting(None, "Threads of the cpu engine. Default: one for each physical core.")
     lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
@@ -271,6 +271,6 @@ def _describe_part(part: Any) -> str:
         return {bool: "true or false", str: "a text"}[part]
     meta: Meta = part.__metadata__[0]
     limits = [
-        f"{word} {limit:g}" for word, limit in (("of at least", meta.ge), ("above", meta.gt), ("and below", meta.lt)) if limit is not None
+        f"{word} {limit}" for word, limit in (("of at least", meta.ge), ("above", meta.gt), ("and below", meta.lt)) if limit is not None
     ]
     return " ".join(["a whole number" if part.__origin__ is int else "a number", *limits])

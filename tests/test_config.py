@@ -41,7 +41,7 @@ def test_what_a_run_records_resolves_to_the_same(layer: dict[str, Any]) -> None:
     [
         ({"lora": {"rank": 0}}, "lora.rank (--rank) must be a whole number of at least 1, not 0"),
         ({"lora.rank": "8.5"}, "lora.rank (--rank) must be a whole number of at least 1, not '8.5'"),
-        ({"seed": True}, "seed (--seed) must be a whole number of at least 0, not True"),
+        ({"seed": True}, "seed (--seed) must be a whole number of at least 0 and below 4294967296, not True"),
         ({"lora": {"rnak": 4}}, "unknown setting 'lora.rnak'; did you mean 'lora.rank'?"),
         ({"rank": 4}, "unknown setting 'rank'; did you mean 'lora.rank'?"),
         ({"learning-rate": 1}, "unknown setting 'learning-rate'; did you mean 'optim.learning_rate'?"),

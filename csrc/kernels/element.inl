@@ -12,6 +12,13 @@ static void add_floats(const float* x, float* out, int64_t n) {
   if (i < n) vstore_n(out + i, vadd(vload_n(out + i, int(n - i)), vload_n(x + i, int(n - i))), int(n - i));
 }
 
+static void round_to_act(const float* x, void* out, int64_t begin, int64_t end) {
+  act_t* o = (act_t*)out;
+  int64_t i = begin;
+  for (; i + LANES <= end; i += LANES) vstore_act(o + i, vload(x + i));
+  if (i < end) vstore_act_n(o + i, vload_n(x + i, int(end - i)), int(end - i));
+}
+
 #include "kernels/element_adamw.inl"
 #include "kernels/element_dropout.inl"
 #include "kernels/element_norm.inl"
@@ -19,6 +26,7 @@ static void add_floats(const float* x, float* out, int64_t n) {
 #include "kernels/element_swiglu.inl"
 
 static const ElementTable element_table = {
-    exp_floats,      rms_norm,   rms_norm_again, rms_norm_backward, rms_norm_f32, rope,         swiglu,
-    swiglu_backward, add_floats, dropout,        dropout_add,       adamw,        squared_norm,
+    exp_floats,   rms_norm,        rms_norm_again, rms_norm_backward, rms_norm_f32, rope,
+    swiglu,       swiglu_backward, add_floats,     dropout,           dropout_add,  adamw,
+    squared_norm, round_to_act,    rope_f32,       swiglu_f32,
 };

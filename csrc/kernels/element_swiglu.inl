@@ -2,16 +2,25 @@
 
 LOCALSFT_INLINE vf vsigmoid(vf x) { return vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vsub(vzero(), x)))); }
 
-LOCALSFT_INLINE void swiglu_part(const act_t* gate, const act_t* up, act_t* out, int n) {
-  const vf g = vload_act_n(gate, n);
-  vstore_act_n(out, vmul(vmul(g, vsigmoid(g)), vload_act_n(up, n)), n);
+template <typename T>
+LOCALSFT_INLINE void swiglu_part(const T* gate, const T* up, T* out, int n) {
+  const vf g = vget_n(gate, n);
+  vput_n(out, vmul(vmul(g, vsigmoid(g)), vget_n(up, n)), n);
+}
+
+template <typename T>
+LOCALSFT_INLINE void swiglu_range(const T* gate, const T* up, T* out, int64_t begin, int64_t end) {
+  int64_t i = begin;
+  for (; i + LANES <= end; i += LANES) swiglu_part(gate + i, up + i, out + i, LANES);
+  if (i < end) swiglu_part(gate + i, up + i, out + i, int(end - i));
 }
 
 static void swiglu(const void* gate, const void* up, void* out, int64_t begin, int64_t end) {
-  const act_t *g = (const act_t*)gate, *u = (const act_t*)up;
-  int64_t i = begin;
-  for (; i + LANES <= end; i += LANES) swiglu_part(g + i, u + i, (act_t*)out + i, LANES);
-  if (i < end) swiglu_part(g + i, u + i, (act_t*)out + i, int(end - i));
+  swiglu_range((const act_t*)gate, (const act_t*)up, (act_t*)out, begin, end);
+}
+
+static void swiglu_f32(const float* gate, const float* up, float* out, int64_t begin, int64_t end) {
+  swiglu_range(gate, up, out, begin, end);
 }
 
 // d_up = dy·silu(g), d_gate = dy·up·silu'(g), silu'(g) = s·(1 + g·(1 - s)), s = sigmoid(g).

@@ -60,6 +60,13 @@ struct ElementTable {
   void (*adamw)(float* p, const float* g, float* m, float* v, AdamW settings, int64_t begin, int64_t end);
   // Sum of squares in float64, in one fixed order on every ISA.
   double (*squared_norm)(const float* g, int64_t n);
+
+  // out act = x rounded
+  void (*round_to_act)(const float* x, void* out, int64_t begin, int64_t end);
+
+  // Decoding works in float32: as rope and swiglu.
+  void (*rope_f32)(float* x, const float* cos, const float* sin, int64_t heads, int64_t E, int64_t begin, int64_t end);
+  void (*swiglu_f32)(const float* gate, const float* up, float* out, int64_t begin, int64_t end);
 };
 
 }  // namespace kernels

@@ -74,7 +74,9 @@ LOCALSFT_INLINE vf vload_bf16_n(const uint16_t* p, int n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes_mask(n), p)), 16));
 }
 LOCALSFT_INLINE vf vload_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-LOCALSFT_INLINE vf vload_f16_n(const uint16_t* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes_mask(n), p)); }
+LOCALSFT_INLINE vf vload_f16_n(const uint16_t* p, int n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes_mask(n), p));
+}
 LOCALSFT_INLINE __m256i to_bf16_bits(vf x) {
 #if defined(LOCALSFT_KERNELS_avx512bf16)
   return (__m256i)_mm512_cvtneps_pbh(x);
@@ -88,7 +90,9 @@ LOCALSFT_INLINE __m256i to_bf16_bits(vf x) {
 #endif
 }
 LOCALSFT_INLINE void vstore_bf16(uint16_t* p, vf x) { _mm256_storeu_si256((__m256i*)p, to_bf16_bits(x)); }
-LOCALSFT_INLINE void vstore_bf16_n(uint16_t* p, vf x, int n) { _mm256_mask_storeu_epi16(p, lanes_mask(n), to_bf16_bits(x)); }
+LOCALSFT_INLINE void vstore_bf16_n(uint16_t* p, vf x, int n) {
+  _mm256_mask_storeu_epi16(p, lanes_mask(n), to_bf16_bits(x));
+}
 
 #elif defined(LOCALSFT_KERNELS_avx2)
 
@@ -210,8 +214,12 @@ LOCALSFT_INLINE vf vscale2(vf a, vf n) {  // n in [-126, 127]
   for (int i = 0; i < 4; ++i) exponent[i] = (int32_t(n[i]) + 127) << 23;
   return a * (vf)exponent;
 }
-LOCALSFT_INLINE vf vload_bf16(const uint16_t* p) { return vf{bf16_to_float(p[0]), bf16_to_float(p[1]), bf16_to_float(p[2]), bf16_to_float(p[3])}; }
-LOCALSFT_INLINE vf vload_f16(const uint16_t* p) { return vf{f16_to_float(p[0]), f16_to_float(p[1]), f16_to_float(p[2]), f16_to_float(p[3])}; }
+LOCALSFT_INLINE vf vload_bf16(const uint16_t* p) {
+  return vf{bf16_to_float(p[0]), bf16_to_float(p[1]), bf16_to_float(p[2]), bf16_to_float(p[3])};
+}
+LOCALSFT_INLINE vf vload_f16(const uint16_t* p) {
+  return vf{f16_to_float(p[0]), f16_to_float(p[1]), f16_to_float(p[2]), f16_to_float(p[3])};
+}
 LOCALSFT_INLINE void vstore_bf16(uint16_t* p, vf x) {
   for (int i = 0; i < 4; ++i) p[i] = float_to_bf16(x[i]);
 }
@@ -269,9 +277,15 @@ LOCALSFT_INLINE void vstore_act(act_t* p, vf x) { vstore(p, x); }
 LOCALSFT_INLINE void vstore_act_n(act_t* p, vf x, int n) { vstore_n(p, x, n); }
 #endif
 
+// Loads and stores that take the stored type from the pointer: floats, or bfloat16 bits.
+LOCALSFT_INLINE vf vget_n(const float* p, int n) { return vload_n(p, n); }
+LOCALSFT_INLINE vf vget_n(const uint16_t* p, int n) { return vload_bf16_n(p, n); }
+LOCALSFT_INLINE void vput_n(float* p, vf x, int n) { vstore_n(p, x, n); }
+LOCALSFT_INLINE void vput_n(uint16_t* p, vf x, int n) { vstore_bf16_n(p, x, n); }
+
 // e^x to about 2 ulp. Cephes' expf: x = n·ln2 + r, |r| <= ln2/2, then a degree-6 polynomial. Below -87.3 the result is
-// the smallest normal or less, which every user here (softmax, sigmoid) treats as 0; above 88 it is clamped, not infinite.
-// A NaN stays a NaN: vmax and vmin return their second argument then.
+// the smallest normal or less, which every user here (softmax, sigmoid) treats as 0; above 88 it is clamped, not
+// infinite. A NaN stays a NaN: vmax and vmin return their second argument then.
 LOCALSFT_INLINE vf vexp(vf x) {
   x = vmin(vset(88.0f), vmax(vset(-87.0f), x));
   const vf n = vround(vmul(x, vset(1.44269504088896341f)));

@@ -1,4 +1,5 @@
-// What an ISA provides: plain function pointers over plain structs. No STL: this header is read by every per-ISA object.
+// What an ISA provides: plain function pointers over plain structs. No STL: this header is read by every per-ISA
+// object.
 //
 // Letters: T tokens, S segments, N targets, D hidden, F feed-forward, H query heads, K key/value heads, E head size,
 // V vocabulary, R LoRA rank, B bits, G quantization group.
@@ -14,8 +15,8 @@ namespace kernels {
 
 struct Table {
   const char* name;
-  int lanes;        // float lanes of a vector
-  bool act_bf16;    // activations are stored as bfloat16 (else float)
+  int lanes;      // float lanes of a vector
+  bool act_bf16;  // activations are stored as bfloat16 (else float)
   GemmTable gemm;
   AttentionTable attention;
   ElementTable element;

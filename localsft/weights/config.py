@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsft.errors import InputError
+from localsft.weights.messages import shown
 
 _MAX_LAYERS = 4096
 
@@ -76,15 +77,26 @@ def rope_frequencies(config: ModelConfig) -> NDArray[np.float64]:
         return frequencies
     kind = scaling["rope_type"]
     try:
-        if kind == "linear":
-            return frequencies / float(scaling["factor"])
-        if kind == "factors":
-            return frequencies / np.asarray(scaling["factors"], np.float64)
-        if kind == "llama3":
-            return _llama3(frequencies, scaling)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"the model's rope_scaling {dict(scaling)} is incomplete ({error}); get its config.json again") from error
-    raise InputError(f"the model's rope scaling {kind!r} is not supported; use a model with none, linear, or llama3 scaling")
+        with np.errstate(all="ignore"):  # a factor of zero shows in the result
+            if kind == "linear":
+                frequencies = frequencies / float(scaling["factor"])
+            elif kind == "factors":
+                frequencies = frequencies / np.asarray(scaling["factors"], np.float64).reshape(half)
+            elif kind == "llama3":
+                frequencies = _llama3(frequencies, scaling)
+            else:
+                raise InputError(
+                    f"the model's rope scaling {shown(kind)} is not supported; use a model without it, or with linear or llama3"
+                )
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise _bad_rope_scaling(scaling) from error
+    if not (np.isfinite(frequencies) & (frequencies > 0)).all():
+        raise _bad_rope_scaling(scaling)
+    return frequencies
+
+
+def _bad_rope_scaling(scaling: Mapping[str, Any]) -> InputError:
+    return InputError(f"the model's rope_scaling {shown(dict(scaling), 200)} makes no sense; get its config.json again")
 
 
 def _llama3(frequencies: NDArray[np.float64], scaling: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -100,10 +112,10 @@ class ConfigReader:
 
     def __init__(self, values: Mapping[str, Any], where: Path) -> None:
         self._values = values
-        self._where = where
+        self.where = where
 
     def fail(self, key: str, problem: str) -> InputError:
-        return InputError(f"{self._where}: {key!r} {problem}; get the model again or correct that value")
+        return InputError(f"{self.where}: {key!r} {problem}; get the model again or correct that value")
 
     def get(self, key: str) -> Any:
         return self._values.get(key)
@@ -111,14 +123,14 @@ class ConfigReader:
     def size(self, key: str, default: int | None = None) -> int:
         """A positive integer; an array whose values are all the same counts as that value (GGUF, one per layer)."""
         value = self._values.get(key)
-        if isinstance(value, np.ndarray | list) and len(value) and len(set(map(int, value))) == 1:
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size and (value == value[0]).all():
             value = int(value[0])
         if value is None:
             if default is None:
                 raise self.fail(key, "is missing")
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
-            raise self.fail(key, f"is {_short(value)}, not a positive integer")
+            raise self.fail(key, f"is {shown(value)}, not a positive integer")
         return value
 
     def positive(self, key: str, default: float | None = None) -> float:
@@ -128,8 +140,8 @@ class ConfigReader:
             if default is None:
                 raise self.fail(key, "is missing")
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.fail(key, f"is {_short(value)}, not a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
+            raise self.fail(key, f"is {shown(value)}, not a positive number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -137,19 +149,14 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self.fail(key, f"is {_short(value)}, not true or false")
+            raise self.fail(key, f"is {shown(value)}, not true or false")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._values.get(key, default)
         if not isinstance(value, str) or not value:
-            raise self.fail(key, "is missing" if value is None else f"is {_short(value)}, not a text")
+            raise self.fail(key, "is missing" if value is None else f"is {shown(value)}, not a text")
         return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def config_from_hf(
@@ -197,7 +204,7 @@ def _rope_from_hf(read: ConfigReader) -> tuple[float, Mapping[str, Any] | None]:
     """rope_theta and rope_scaling; newer files keep both in rope_parameters."""
     parameters = read.get("rope_parameters")
     if isinstance(parameters, Mapping):
-        theta = ConfigReader(parameters, read._where).positive("rope_theta", read.positive("rope_theta", 10000.0))
+        theta = ConfigReader(parameters, read.where).positive("rope_theta", read.positive("rope_theta", 10000.0))
         scaling: Any = {key: value for key, value in parameters.items() if key != "rope_theta"}
     else:
         theta, scaling = read.positive("rope_theta", 10000.0), read.get("rope_scaling")
@@ -205,6 +212,8 @@ def _rope_from_hf(read: ConfigReader) -> tuple[float, Mapping[str, Any] | None]:
         return theta, None
     if not isinstance(scaling, Mapping):
         raise read.fail("rope_scaling", "is not an object")
+    if any(isinstance(value, Mapping) for value in scaling.values()):
+        return theta, {"rope_type": "per layer type"}  # Gemma 3: rope_frequencies refuses it
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return theta, None
@@ -227,7 +236,4 @@ def check_config(config: ModelConfig, where: Path) -> ModelConfig:
         )
     if config.rope_size % 2 or not 0 < config.rope_size <= config.head_size:
         raise InputError(f"{where}: {config.rope_size} rotated values in heads of {config.head_size} make no pairs; get the model again")
-    factors = (config.rope_scaling or {}).get("factors")
-    if factors is not None and (len(factors) != config.rope_size // 2 or not all(0 < factor < math.inf for factor in factors)):
-        raise InputError(f"{where}: rope_freqs must hold {config.rope_size // 2} positive numbers; get the model again")
     return config

@@ -11,6 +11,7 @@ from typing import Any
 
 from localsft.errors import InputError
 from localsft.weights.config import ModelConfig, Quantization, config_from_hf
+from localsft.weights.messages import shown
 from localsft.weights.quant import BITS
 from localsft.weights.safetensors import SafetensorsFile, SafetensorsInfo, open_safetensors
 from localsft.weights.tensor import AffineQuantized, Dense, Tensor
@@ -103,7 +104,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = sorted(set(weight_map.values()))
         for name in names:
             if not _SHARD_NAME.fullmatch(name):
-                raise InputError(f"{index} names the file {name!r}, which is not a plain .safetensors name; do not trust this model")
+                raise InputError(f"{index} names the file {shown(name)}, which is not a plain .safetensors name; do not trust this model")
     else:
         names = sorted(path.name for path in folder.glob("model*.safetensors") if _SHARD_NAME.fullmatch(path.name))
     missing = [name for name in names if not (folder / name).exists()]
@@ -130,7 +131,9 @@ def _index_tensors(shards: list[SafetensorsFile], folder: Path) -> dict[str, tup
     if index.exists():
         absent = sorted(name for name in read_json(index)["weight_map"] if name not in stored)
         if absent:
-            raise InputError(f"{index} lists {len(absent)} tensors that no file holds, such as {absent[0]!r}; download the model again")
+            raise InputError(
+                f"{index} lists {len(absent)} tensors that no file holds, such as {shown(absent[0])}; download the model again"
+            )
     return stored
 
 
@@ -141,9 +144,7 @@ def _quantization(values: Mapping[str, Any], where: Path) -> tuple[Quantization 
         other = values.get("quantization_config")
         if other is not None:
             method = other.get("quant_method", "unknown") if isinstance(other, dict) else "unknown"
-            raise InputError(
-                f"{where}: the weights are quantized by {str(method)[:40]!r}; get the model unquantized, as MLX 4-bit or as GGUF"
-            )
+            raise InputError(f"{where}: the weights are quantized by {shown(method)}; get the model unquantized, as MLX 4-bit or as GGUF")
         return None, {}
     if not isinstance(table, dict):
         raise InputError(f"{where}: 'quantization' is not an object; get the model again")
@@ -152,9 +153,9 @@ def _quantization(values: Mapping[str, Any], where: Path) -> tuple[Quantization 
 
 def _read_settings(table: Mapping[str, Any], key: str, where: Path) -> Quantization:
     bits, group_size, mode = table.get("bits"), table.get("group_size"), table.get("mode", "affine")
-    if mode != "affine" or bits not in BITS or group_size not in _GROUP_SIZES:
+    if mode != "affine" or type(bits) is not int or bits not in BITS or type(group_size) is not int or group_size not in _GROUP_SIZES:
         raise InputError(
-            f"{where}: {key!r} asks for mode {str(mode)[:20]}, {str(bits)[:20]} bits in groups of {str(group_size)[:20]}, which is not "
+            f"{where}: {key!r} asks for mode {shown(mode)}, {shown(bits)} bits in groups of {shown(group_size)}, which is not "
             "supported; get the model with affine quantization (2, 3, 4, 5, 6 or 8 bits, groups of 32, 64 or 128)"
         )
     return Quantization(bits, group_size)

@@ -12,7 +12,7 @@ import numpy as np
 from localsft.errors import InputError
 from localsft.weights.gguf_blocks import READABLE_TYPES, decode
 from localsft.weights.gguf_header import GgufTensorInfo, GgufValue, read_header
-from localsft.weights.mapped import close_map, map_file
+from localsft.weights.mapped import close_map, map_file, release_pages
 from localsft.weights.tensor import Dense, Tensor
 
 __all__ = ["GgufFile", "GgufTensorInfo", "GgufValue", "open_gguf"]
@@ -53,7 +53,7 @@ class GgufFile:
         raw = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
         tensor = decode(raw, info.type, info.shape)
         if not isinstance(tensor, Dense) or not np.may_share_memory(tensor.data, raw):
-            self._release(info)
+            release_pages(self._map, info.offset, info.nbytes)
         return tensor
 
     def check_readable(self, names: list[str]) -> None:
@@ -68,11 +68,6 @@ class GgufFile:
         if problems:
             listed = ", ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
             raise InputError(f"{self.path}: tensor {listed}, which can't be read; get the model as Q4_K_M, Q8_0, Q4_0 or F16")
-
-    def _release(self, info: GgufTensorInfo) -> None:
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows, which trims mapped pages by itself
-            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
 
     def close(self) -> None:
         """Give up the file. Dense tensors handed out stay valid: their views keep the mapping alive until they go."""

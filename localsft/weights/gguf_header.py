@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsft.errors import InputError
+from localsft.weights.messages import shown
 
 GgufValue = bool | int | float | str | list[str] | NDArray[Any]
 """Scalars as Python values, arrays of strings as lists, arrays of numbers or bools as read-only numpy arrays."""
@@ -87,8 +88,8 @@ def read_header(buffer: mmap | bytes, path: Path) -> GgufHeader:
     for number in range(n_keys):
         key = cursor.string(f"the name of metadata key {number}", MAX_KEY_BYTES)
         if not key or key in metadata:
-            cursor.fail(f"metadata key {key!r} is {'there twice' if key else 'empty'}")
-        kind = cursor.integer("<I", f"the type of {key!r}")
+            cursor.fail(f"metadata key {shown(key)} is {'there twice' if key else 'empty'}")
+        kind = cursor.integer("<I", f"the type of {shown(key)}")
         metadata[key] = cursor.value(kind, key)
         if key == "general.alignment":
             alignment = _check_alignment(cursor, kind, metadata[key])
@@ -127,33 +128,33 @@ def _read_tensor_table(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[
     for number in range(n_tensors):
         name = cursor.string(f"the name of tensor {number}", MAX_NAME_BYTES)
         if not name or name in rows:
-            cursor.fail(f"tensor name {name!r} is {'there twice' if name else 'empty'}")
-        n_dims = cursor.integer("<I", f"the dimensions of tensor {name!r}")
+            cursor.fail(f"tensor name {shown(name)} is {'there twice' if name else 'empty'}")
+        n_dims = cursor.integer("<I", f"the dimensions of tensor {shown(name)}")
         if not 1 <= n_dims <= MAX_DIMS:
-            cursor.fail(f"tensor {name!r} has {n_dims} dimensions, not 1 to {MAX_DIMS}")
-        dims = [cursor.integer("<Q", f"the dimensions of tensor {name!r}") for _ in range(n_dims)]
-        kind = cursor.integer("<I", f"the type of tensor {name!r}")
+            cursor.fail(f"tensor {shown(name)} has {n_dims} dimensions, not 1 to {MAX_DIMS}")
+        dims = [cursor.integer("<Q", f"the dimensions of tensor {shown(name)}") for _ in range(n_dims)]
+        kind = cursor.integer("<I", f"the type of tensor {shown(name)}")
         if kind not in TYPES:
             raise InputError(
-                f"{cursor.path}: tensor {name!r} has type number {kind}, which no GGUF known here uses; "
+                f"{cursor.path}: tensor {shown(name)} has type number {kind}, which no GGUF known here uses; "
                 "get the model in Q4_K_M, Q8_0 or F16, or use a newer localsft"
             )
         type_name, block, block_bytes = TYPES[kind]
         nbytes = math.prod(dims) // block * block_bytes  # Python integers: no product can overflow
         if not all(0 < dim < 1 << 48 for dim in dims) or nbytes > cursor.size:
-            cursor.fail(f"tensor {name!r} has dimensions {dims} as {type_name}, which a file of {cursor.size} bytes cannot hold")
+            cursor.fail(f"tensor {shown(name)} has dimensions {dims} as {type_name}, which a file of {cursor.size} bytes cannot hold")
         if dims[0] % block:
-            cursor.fail(f"tensor {name!r} has rows of {dims[0]} values, not a multiple of {block} as {type_name} needs")
-        rows[name] = type_name, tuple(reversed(dims)), cursor.integer("<Q", f"the offset of tensor {name!r}"), nbytes
+            cursor.fail(f"tensor {shown(name)} has rows of {dims[0]} values, not a multiple of {block} as {type_name} needs")
+        rows[name] = type_name, tuple(reversed(dims)), cursor.integer("<Q", f"the offset of tensor {shown(name)}"), nbytes
     data_start = -(-cursor.position // alignment) * alignment
     expected = 0  # tensors lie in the order of the table, each at the next aligned byte, as llama.cpp demands too
     tensors: dict[str, GgufTensorInfo] = {}
     for name, (type_name, shape, offset, nbytes) in rows.items():
         if offset != expected:
-            cursor.fail(f"tensor {name!r} lies at data offset {offset}, where {expected} follows from the tensor before it")
+            cursor.fail(f"tensor {shown(name)} lies at data offset {offset}, where {expected} follows from the tensor before it")
         end = data_start + offset + nbytes
         if end > cursor.size:
-            cursor.cut_short(f"tensor {name!r}, whose data would reach to byte {end}")
+            cursor.cut_short(f"tensor {shown(name)}, whose data would reach to byte {end}")
         tensors[name] = GgufTensorInfo(name, type_name, shape, data_start + offset, nbytes)
         expected = -(-(offset + nbytes) // alignment) * alignment
     return tensors
@@ -209,30 +210,30 @@ class _Cursor:
 
     def value(self, kind: int, key: str) -> GgufValue:
         if kind == _STRING:
-            return self.string(f"the value of {key!r}")
+            return self.string(f"the value of {shown(key)}")
         if kind != _ARRAY:
             value: bool | int | float = self._numbers(kind, 1, key)[0].item()
             return value
-        kind = self.integer("<I", f"the element type of {key!r}")
-        what = f"elements in {key!r}"
+        kind = self.integer("<I", f"the element type of {shown(key)}")
+        what = f"elements in {shown(key)}"
         count = self.count(what, self._array_values_left, self._scalar_bytes(kind, key) if kind != _STRING else 8)
         self._array_values_left -= count
         if kind != _STRING:
             return self._numbers(kind, count, key)
-        return self._strings(count, f"the value of {key!r}")
+        return self._strings(count, f"the value of {shown(key)}")
 
     def _scalar_bytes(self, kind: int, key: str) -> int:
         if kind == _ARRAY:
-            self.fail(f"the value of {key!r} is an array of arrays, which no model uses")
+            self.fail(f"the value of {shown(key)} is an array of arrays, which no model uses")
         if kind not in _SCALARS:
-            self.fail(f"the value of {key!r} has type number {kind}, which GGUF does not define")
+            self.fail(f"the value of {shown(key)} has type number {kind}, which GGUF does not define")
         return np.dtype(_SCALARS[kind]).itemsize
 
     def _numbers(self, kind: int, count: int, key: str) -> NDArray[Any]:
-        start = self.take(count * self._scalar_bytes(kind, key), f"the value of {key!r}")
+        start = self.take(count * self._scalar_bytes(kind, key), f"the value of {shown(key)}")
         stored = np.frombuffer(self.buffer, "<u1" if kind == _BOOL else _SCALARS[kind], count, start)
         if kind == _BOOL and (stored > 1).any():
-            self.fail(f"the value of {key!r} is a truth value other than 0 and 1")
+            self.fail(f"the value of {shown(key)} is a truth value other than 0 and 1")
         values = stored.astype(_SCALARS[kind])  # a copy: the map can then be closed
         values.flags.writeable = False
         return values

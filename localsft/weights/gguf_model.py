@@ -11,6 +11,7 @@ from localsft.errors import InputError
 from localsft.weights.config import ConfigReader, ModelConfig, check_config
 from localsft.weights.folder import LazyTensor
 from localsft.weights.gguf import GgufFile, GgufValue, open_gguf
+from localsft.weights.messages import shown
 from localsft.weights.names import MODEL_TYPES, hf_name, hf_row_order, permuted_heads, take_rows
 from localsft.weights.tensor import Dense, Tensor
 
@@ -20,19 +21,20 @@ _UNUSED = frozenset({"rope_freqs.weight"})  # read into the config
 def open_gguf_model(path: Path) -> tuple[ModelConfig, Mapping[str, LazyTensor], Mapping[str, GgufValue]]:
     """Config, tensors by Hugging Face name and metadata of a GGUF file. InputError where it is not a model known here."""
     file = open_gguf(path)
-    architecture = file.metadata.get("general.architecture")
-    kind = file.metadata.get("general.type", "model")
+    read = ConfigReader(file.metadata, path)
+    architecture = read.text("general.architecture")
+    kind = read.text("general.type", "model")
     if kind != "model":
-        raise InputError(f"{path} is a GGUF of type {kind!r}, not a model; give the base model's file")
-    if not isinstance(architecture, str) or architecture not in MODEL_TYPES:
+        raise InputError(f"{path} is a GGUF of type {shown(kind)}, not a model; give the base model's file")
+    if architecture not in MODEL_TYPES:
         raise InputError(
-            f"{path} has the architecture {architecture!r}; GGUF files of {', '.join(MODEL_TYPES)} models can be read, "
+            f"{path} has the architecture {shown(architecture)}; GGUF files of {', '.join(MODEL_TYPES)} models can be read, "
             "so give one of those, or the model's safetensors folder"
         )
-    if file.metadata.get("split.count", 1) != 1:
+    if read.size("split.count", 1) != 1:
         raise InputError(f"{path} is one part of a split model; merge the parts with llama-gguf-split --merge first")
     file.check_readable(list(file.tensors))
-    config = _config(file, architecture)
+    config = _config(file, read, architecture)
     tensors: dict[str, LazyTensor] = {}
     unknown = []
     for name, info in file.tensors.items():
@@ -46,7 +48,7 @@ def open_gguf_model(path: Path) -> tuple[ModelConfig, Mapping[str, LazyTensor], 
             tensors[target] = LazyTensor(info.shape, _reader(file, name, heads))
     if unknown:
         raise InputError(
-            f"{path} has {len(unknown)} tensors that a dense {architecture} model does not have, such as {unknown[0]!r}; "
+            f"{path} has {len(unknown)} tensors that a dense {architecture} model does not have, such as {shown(unknown[0])}; "
             "mixtures of experts and multimodal models are not supported, so choose another model"
         )
     return config, tensors, file.metadata
@@ -60,8 +62,7 @@ def _reader(file: GgufFile, name: str, heads: int | None) -> Callable[[], Tensor
     return read
 
 
-def _config(file: GgufFile, architecture: str) -> ModelConfig:
-    read = ConfigReader(file.metadata, file.path)
+def _config(file: GgufFile, read: ConfigReader, architecture: str) -> ModelConfig:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(f"{file.path} has no token embedding (token_embd.weight), so it is not a whole model; get it again")
@@ -97,7 +98,8 @@ def _config(file: GgufFile, architecture: str) -> ModelConfig:
 
 def _sliding_window(read: ConfigReader, architecture: str) -> int | None:
     key = f"{architecture}.attention.sliding_window"
-    return read.size(key) if read.get(key) else None
+    value = read.get(key)
+    return None if value is None or (isinstance(value, int) and value == 0) else read.size(key)
 
 
 def _rope_scaling(file: GgufFile, read: ConfigReader, architecture: str) -> Mapping[str, object] | None:

@@ -27,6 +27,13 @@ def map_file(path: Path) -> mmap.mmap | None:
         raise InputError(f"{path} can't be read ({error}); check the path and its permissions") from error
 
 
+def release_pages(mapped: mmap.mmap, offset: int, nbytes: int) -> None:
+    """Give back the memory of pages that were read and copied from; reading them again maps them again."""
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows, which trims mapped pages by itself
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
+
+
 def close_map(mapped: mmap.mmap | None) -> None:
     """Close a map, or leave that to the last numpy view of it where there still is one."""
     if mapped is not None:

@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from localsft.atomic import atomic_file
 from localsft.errors import InputError
-from localsft.weights.mapped import close_map, map_file
+from localsft.weights.mapped import close_map, map_file, release_pages
+from localsft.weights.messages import shown
 from localsft.weights.tensor import Dense
 
 MAX_HEADER_BYTES = 32 << 20  # about 200,000 tensors in one file
 MAX_DIMS = 8
 _NAME = re.compile(r"[A-Za-z0-9_.:+\-]{1,255}")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can escape half a character, which no encoding can write out
 _DAMAGED = "the file is damaged or was made to deceive: get it again from a source that you trust"
 
 # Name in the header -> bytes of a value and the numpy dtype of a view; bfloat16 is seen as its bits, float8 as bytes.
@@ -72,10 +74,16 @@ class SafetensorsFile:
         if self._map is None:
             if info.nbytes:
                 raise ValueError(f"{self.path} is closed")
-            return np.empty(info.shape, _DTYPES[info.dtype])
+            empty: NDArray[Any] = np.empty(info.shape, _DTYPES[info.dtype])
+            return empty
         count = info.nbytes // np.dtype(_DTYPES[info.dtype]).itemsize
-        values = np.frombuffer(self._map, _DTYPES[info.dtype], count, info.offset).reshape(info.shape)
-        return np.require(values, requirements="A")
+        values: NDArray[Any] = np.frombuffer(self._map, _DTYPES[info.dtype], count, info.offset).reshape(info.shape)
+        if values.flags.aligned:
+            return values
+        copy: NDArray[Any] = values.copy()  # MLX does not pad its headers, so its files are seldom aligned
+        copy.flags.writeable = False
+        release_pages(self._map, info.offset, info.nbytes)
+        return copy
 
     def close(self) -> None:
         """Give up the file. Views handed out stay valid and keep the mapping alive until they go."""
@@ -104,8 +112,9 @@ def read_header(buffer: mmap.mmap | bytes, path: Path) -> tuple[dict[str, Safete
     if length > size - 8:
         raise InputError(f"{path} ends at byte {size}, inside its header of {length} bytes; it is incomplete, download or copy it again")
     header = _parse_json(buffer[8 : 8 + length], fail)
-    texts = header.pop("__metadata__", {})
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+    texts = header.pop("__metadata__", None)
+    texts = {} if texts is None else texts  # MLX writes null where there are none
+    if not isinstance(texts, dict) or not all(_is_text(text) for pair in texts.items() for text in pair):
         fail("__metadata__ in its header is not a table of texts")
     data_start = 8 + length
     tensors: dict[str, SafetensorsInfo] = {}
@@ -125,10 +134,11 @@ def read_header(buffer: mmap.mmap | bytes, path: Path) -> tuple[dict[str, Safete
 
 def _parse_json(raw: bytes, fail: Any) -> dict[str, Any]:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            keys = [key for key, _ in pairs]
-            fail(f"its header has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        table: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in table:
+                fail(f"its header has the key {shown(key)} twice")
+            table[key] = value
         return table
 
     try:
@@ -143,12 +153,12 @@ def _parse_json(raw: bytes, fail: Any) -> dict[str, Any]:
 
 def _check_entry(name: str, entry: Any, data_start: int, fail: Any) -> SafetensorsInfo:
     if not _NAME.fullmatch(name):
-        fail(f"tensor name {name[:80]!r} has characters other than letters, digits and _ . : + -")
+        fail(f"tensor name {shown(name)} has characters other than letters, digits and _ . : + -")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         fail(f"tensor {name!r} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        fail(f"tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
+        fail(f"tensor {name!r} has the unknown dtype {shown(dtype)}")
     if not _whole_numbers(shape) or len(shape) > MAX_DIMS:
         fail(f"the shape of tensor {name!r} is not a list of up to {MAX_DIMS} whole numbers")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -157,6 +167,10 @@ def _check_entry(name: str, entry: Any, data_start: int, fail: Any) -> Safetenso
     if nbytes != offsets[1] - offsets[0]:
         fail(f"tensor {name!r} of shape {shape} as {dtype} needs {nbytes} bytes, but its data_offsets span {offsets[1] - offsets[0]}")
     return SafetensorsInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _whole_numbers(values: Any) -> bool:

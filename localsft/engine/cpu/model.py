@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from localsft.batch import Float32, Int32, PackedBatch
 from localsft.engine.cpu.architecture import Architecture
 from localsft.engine.cpu.buffers import Buffers
+from localsft.engine.cpu.frozen import RowStore, path_keys
 from localsft.engine.cpu.layers import Group, Layer, Saved, allocate_saved
 from localsft.engine.cpu.ops import Ops
 from localsft.engine.cpu.rotary import RotaryTable
@@ -53,6 +54,7 @@ class Pass:
     dropout: Dropout | None
     saved: dict[int, Saved] = field(default_factory=dict)  # by layer; under checkpointing only while it is needed
     inputs: dict[int, Float32] = field(default_factory=dict)  # under checkpointing: h before the layer, float32 (T, D)
+    frozen_keys: list[bytes] = field(default_factory=list)
     x_final: Array | None = None  # act (Tq, D), the head's input
     h_final: Array | None = None  # act (Tq, D), the residual stream as the final norm read it
     rstd_final: Float32 | None = None
@@ -85,6 +87,7 @@ class Model:
         self.final_norm = final_norm
         self.head = head
         self.checkpoint = checkpoint
+        self.frozen: RowStore | None = None  # set by the engine's owner: a cache for layers below the lowest adapted one
         self.buffers = Buffers()
         self.lowest = min((layer.index for layer in layers if layer.adapted), default=len(layers))
 
@@ -98,8 +101,12 @@ class Model:
         p = Pass(batch, rows.astype(np.int32), row_of_target.astype(np.int32), np.arange(batch.n_tokens, dtype=np.int32), cos, sin, dropout)
 
         h = take("h", (batch.n_tokens, self.architecture.hidden), np.float32)
-        ops.embed(self.embedding, batch.tokens, h)
-        for layer in self.layers:
+        start = self._skip_frozen(p, h) if keep_keys is None else 0
+        if start == 0:
+            ops.embed(self.embedding, batch.tokens, h)
+        for layer in self.layers[start:]:
+            if layer.index == self.lowest and start == 0 and p.frozen_keys and self.frozen:
+                self.frozen.add(p.frozen_keys, h)
             kept = train and layer.index >= self.lowest
             if kept and self.checkpoint:
                 p.inputs[layer.index] = take(f"{layer.index}.h", h.shape, np.float32)
@@ -168,6 +175,13 @@ class Model:
         ops.swiglu(s.gate, s.up, a)
         self._linear(layer.down, p, layer.index, "down", a, [h], s.u_down, add=True)
         return h
+
+    def _skip_frozen(self, p: Pass, h: Float32) -> int:
+        """Fill ``h`` with what leaves the frozen layers, if all of it is known: the first layer to compute, else 0."""
+        if self.frozen is None or not 0 < self.lowest < self.architecture.layers:
+            return 0
+        p.frozen_keys = path_keys(p.batch)
+        return self.lowest if self.frozen.read(p.frozen_keys, h) else 0
 
     # ---- backward ----------------------------------------------------------------------------------------------------
 

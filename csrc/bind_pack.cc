@@ -1,0 +1,91 @@
+// Python's view of pack.h.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "bindings.h"
+#include "pack.h"
+
+namespace localsft {
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <typename T>
+Array<T> to_array(const std::vector<T>& values) {
+  return Array<T>(py::ssize_t(values.size()), values.data());
+}
+
+// Token sequences laid end to end: tokens (total,), starts (n+1,) from 0 to total, none empty.
+void check_sequences(const Array<int32_t>& tokens, const Array<int64_t>& starts) {
+  if (tokens.ndim() != 1 || starts.ndim() != 1 || starts.size() < 1)
+    throw py::value_error("prefix_forest: tokens must be (total,) and starts (n+1,)");
+  const int64_t n = starts.size() - 1;
+  if (starts.at(0) != 0 || starts.at(n) != tokens.size())
+    throw py::value_error("prefix_forest: starts must go from 0 to the number of tokens");
+  for (int64_t i = 0; i < n; ++i)
+    if (starts.at(i + 1) <= starts.at(i))
+      throw py::value_error("prefix_forest: sequence " + std::to_string(i) + " is empty");
+}
+
+}  // namespace
+
+void bind_pack(py::module_& m) {
+  m.def(
+      "pack_lengths",
+      [](const Array<int64_t>& lengths, int64_t capacity) {
+        if (lengths.ndim() != 1) throw py::value_error("pack_lengths: lengths must be (n,)");
+        if (capacity < 1) throw py::value_error("pack_lengths: capacity must be at least 1");
+        const int64_t n = lengths.size();
+        const int64_t* data = lengths.data();
+        for (int64_t i = 0; i < n; ++i)
+          if (data[i] < 1 || data[i] > INT32_MAX)
+            throw py::value_error("pack_lengths: length " + std::to_string(data[i]) + " is not in [1, 2^31)");
+        std::vector<int64_t> bins;
+        {
+          py::gil_scoped_release release;
+          bins = pack_lengths(data, n, capacity);
+        }
+        return to_array(bins);
+      },
+      py::arg("lengths"), py::arg("capacity"),
+      "Best-fit decreasing: the bin int64 (n,) of each length. A length above the capacity gets a bin of its own.");
+
+  py::class_<Forest>(m, "Forest", "A forest of segments over token sequences, in which a common prefix exists once.")
+      .def_property_readonly("begins", [](const Forest& f) { return to_array(f.begins); })
+      .def_property_readonly("ends", [](const Forest& f) { return to_array(f.ends); })
+      .def_property_readonly("parents", [](const Forest& f) { return to_array(f.parents); })
+      .def_property_readonly("last", [](const Forest& f) { return to_array(f.last); })
+      .def(
+          "pack",
+          [](const Forest& f, int64_t capacity) {
+            if (capacity < 1) throw py::value_error("Forest.pack: capacity must be at least 1");
+            std::vector<int64_t> bins;
+            {
+              py::gil_scoped_release release;
+              bins = pack_forest(f, capacity);
+            }
+            return to_array(bins);
+          },
+          py::arg("capacity"),
+          "The bin int64 (n,) of each sequence, so that a bin's forest has at most `capacity` tokens.");
+  m.def(
+      "prefix_forest",
+      [](const Array<int32_t>& tokens, const Array<int64_t>& starts, int64_t min_shared) {
+        check_sequences(tokens, starts);
+        const int32_t* ids = tokens.data();
+        const int64_t* from = starts.data();
+        const int64_t n = starts.size() - 1;
+        py::gil_scoped_release release;
+        return prefix_forest(ids, from, n, min_shared);
+      },
+      py::arg("tokens"), py::arg("starts"), py::arg("min_shared"),
+      "The Forest of n sequences: sequence i is tokens[starts[i]:starts[i+1]].");
+}
+
+}  // namespace localsft

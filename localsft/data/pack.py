@@ -1,0 +1,159 @@
+"""From examples to packed batches, without losing or repeating a supervised token.
+
+An example with token ids x and target weights w asks for Σ w[i]·CE(x[i] | x[:i]). That sum over a set of examples is what
+a set of packed batches must give, exactly, whatever is packed together or shared:
+
+- Only tokens before the last target influence anything, so the rest (the end-of-turn token itself, a trailing user turn)
+  is not computed.
+- With sharing, a prefix that several examples have in common is computed once. Rows of a shared prefix that predict the same
+  token in several examples become one target with the summed weight; a row may predict a different token for each branch.
+- ``tokens_per_pack`` bounds the tokens of a batch. A tree of examples that is larger is cut into several that repeat the
+  prefix; a single example that is larger gets a batch of its own.
+
+Best-fit-decreasing packing and the prefix tree are C++ (csrc/pack.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsft import _core
+from localsft.batch import Example, Float32, Int32, PackedBatch
+
+Int64 = NDArray[np.int64]
+
+# A branching after fewer shared tokens than this is not worth a segment: the branches repeat those tokens.
+MIN_SHARED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedBatch:
+    """A packed batch that remembers whose targets it holds, for figures by example.
+
+    The loss of example e is -Σ weights[k]·logprob[targets[k]] over the k with owners[k] == e; ``targets`` index the
+    batch's N targets. A shared target has an entry for each example that it stands for.
+    """
+
+    batch: PackedBatch
+    owners: Int64  # (M,) index of the example in the sequence that was packed
+    targets: Int64  # (M,) index of the target in the batch
+    weights: Float32  # (M,) > 0
+
+
+def pack_step(examples: Sequence[Example], tokens_per_pack: int, pack: bool = True, share_prefix: bool = True) -> list[PackedBatch]:
+    """The batches of one optimizer step.
+
+    ``pack=False`` computes each example alone; nothing can be shared then. Examples without a target give nothing.
+    The order of the examples decides at most how equal lengths are packed.
+    Raises ``ValueError`` for an example whose arrays do not fit together, or with a negative, non-finite or first-token weight.
+    """
+    return [owned.batch for owned in pack_owned(examples, tokens_per_pack, pack, share_prefix)]
+
+
+def pack_eval(examples: Sequence[Example], tokens_per_pack: int, pack: bool = True, share_prefix: bool = True) -> list[PackedBatch]:
+    """The batches of a whole evaluation set: every example once, shared and packed over the whole set as in ``pack_step``."""
+    return pack_step(examples, tokens_per_pack, pack, share_prefix)
+
+
+def pack_owned(examples: Sequence[Example], tokens_per_pack: int, pack: bool = True, share_prefix: bool = True) -> list[OwnedBatch]:
+    """The same batches with the owners of each target, for figures by example."""
+    if tokens_per_pack < 1:
+        raise ValueError("tokens_per_pack must be at least 1")
+    needed = [(index, *_needed(example)) for index, example in enumerate(examples)]
+    sequences = [(index, ids, targets) for index, ids, targets in needed if targets.size]
+    if not sequences:
+        return []
+    lengths = np.array([ids.size for _, ids, _ in sequences], np.int64)
+    if not pack:
+        bins: Int64 = np.arange(len(sequences))
+    elif share_prefix:
+        bins = _forest([ids for _, ids, _ in sequences], MIN_SHARED).pack(tokens_per_pack)
+    else:
+        bins = _core.pack_lengths(lengths, tokens_per_pack)
+    order = np.argsort(bins, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(bins[order])) + 1)
+    return [_build([sequences[k] for k in group], examples, tokens_per_pack, share_prefix) for group in groups]
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Int64:
+    """The order (count,) in which an epoch goes through the examples.
+
+    A function of the arguments alone, on every machine: ranks of 64-bit values of the counter-based Philox generator, keyed by
+    (seed, epoch); NumPy keeps the raw stream of a bit generator stable (NEP 19), unlike ``Generator.permutation``.
+    """
+    values = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+    return np.argsort(values, kind="stable")
+
+
+def _needed(example: Example) -> tuple[Int32, Int64]:
+    """The tokens before the last target, and the indices of the targets."""
+    ids, weights = example.token_ids, example.target_weights
+    where = f" ({example.source})" if example.source else ""
+    if ids.ndim != 1 or ids.shape != weights.shape:
+        raise ValueError(f"token_ids {ids.shape} and target_weights {weights.shape} must be (n,) both{where}")
+    targets = np.flatnonzero(weights)
+    chosen = weights[targets]
+    if not (np.isfinite(chosen).all() and (chosen > 0).all()):
+        raise ValueError(f"target_weights must be finite and not negative{where}")
+    if targets.size and targets[0] == 0:
+        raise ValueError(f"the first token can't be a target{where}")
+    return ids[: targets[-1] if targets.size else 0], targets
+
+
+def _forest(sequences: Sequence[Int32], min_shared: int) -> _core.Forest:
+    starts = np.zeros(len(sequences) + 1, np.int64)
+    np.cumsum([ids.size for ids in sequences], out=starts[1:])
+    return _core.prefix_forest(np.concatenate(sequences), starts, min_shared)
+
+
+def _build(group: Sequence[tuple[int, Int32, Int64]], examples: Sequence[Example], tokens_per_pack: int, share_prefix: bool) -> OwnedBatch:
+    """One batch of the given sequences (index of the example, tokens, targets)."""
+    if share_prefix and len(group) > 1:
+        forest = _forest([ids for _, ids, _ in group], MIN_SHARED)
+        if int((forest.ends - forest.begins).sum()) > tokens_per_pack:
+            # Cutting a tree can leave a branching closer to the next one than it was: then share every token.
+            forest = _forest([ids for _, ids, _ in group], 1)
+        begins, ends, parents, last = forest.begins, forest.ends, forest.parents, forest.last
+    else:
+        begins, ends = np.zeros(len(group), np.int64), np.array([ids.size for _, ids, _ in group], np.int64)
+        parents, last = np.full(len(group), -1, np.int32), np.arange(len(group), dtype=np.int32)
+    starts = np.concatenate([[0], np.cumsum(ends - begins)])
+    tokens = np.empty(starts[-1], np.int32)
+    positions = np.empty(starts[-1], np.int32)
+    target_rows, target_ids, weights, owners = [], [], [], []
+    for (index, ids, targets), segment in zip(group, last, strict=True):
+        rows = _rows(ids.size, int(segment), begins, ends, parents, starts)
+        tokens[rows] = ids
+        positions[rows] = np.arange(ids.size, dtype=np.int32)
+        target_rows.append(rows[targets - 1])
+        target_ids.append(examples[index].token_ids[targets])
+        weights.append(examples[index].target_weights[targets])
+        owners.append(np.full(targets.size, index, np.int64))
+    keys = np.concatenate(target_rows) << 32 | np.concatenate(target_ids)
+    unique, inverse = np.unique(keys, return_inverse=True)
+    each_weight = np.concatenate(weights)
+    batch = PackedBatch(
+        tokens=tokens,
+        positions=positions,
+        segment_starts=starts.astype(np.int32),
+        segment_parents=parents,
+        target_rows=(unique >> 32).astype(np.int32),
+        target_ids=(unique & 0xFFFFFFFF).astype(np.int32),
+        target_weights=np.bincount(inverse, each_weight, unique.size).astype(np.float32),
+    )
+    return OwnedBatch(batch, np.concatenate(owners), inverse, each_weight)
+
+
+def _rows(length: int, segment: int, begins: Int64, ends: Int64, parents: Int32, starts: Int64) -> Int64:
+    """The batch row of each of a sequence's tokens, (length,), given the segment that holds its last one."""
+    rows = np.empty(length, np.int64)
+    end = length
+    while segment >= 0:
+        begin = int(begins[segment])
+        rows[begin:end] = np.arange(starts[segment], starts[segment] + end - begin)
+        end, segment = begin, int(parents[segment])
+    return rows
