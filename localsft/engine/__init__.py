@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localsft.config import LoraConfig, OptimConfig
@@ -40,8 +41,12 @@ def open_engine(
     seed: int = 0,
     threads: int | None = None,
     checkpoint: bool = False,
+    cache: Path | None = None,
 ) -> Engine:
     """The engine ``auto``, ``cpu`` or ``mlx`` over a loaded base, its adapter at its start (A random from ``seed``, B zero).
+
+    ``checkpoint`` recomputes layers to save memory. ``cache`` is a folder where the cpu engine may keep what frozen layers
+    below the adapted ones put out, so that later epochs skip them.
 
     Raises MissingPart where an engine's packages are not installed, InputError for a base that it can't run.
     """
@@ -50,5 +55,8 @@ def open_engine(
         from localsft.engine.cpu.engine import CpuEngine
         from localsft.engine.cpu.ops import Ops
 
-        return CpuEngine(base, lora, optim, Ops("", threads or physical_cores()), seed=seed, checkpoint=checkpoint)
+        engine = CpuEngine(base, lora, optim, Ops("", threads or physical_cores()), seed=seed, checkpoint=checkpoint)
+        if cache is not None:
+            engine.keep_frozen(cache)
+        return engine
     raise UsageError(f"--engine {name}: there is no such engine; choose auto or cpu")

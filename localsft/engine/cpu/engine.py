@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from localsft.engine.cpu.build import build_model
 from localsft.engine.cpu.decode import generate
 from localsft.engine.cpu.model import Dropout
 from localsft.engine.cpu.ops import Ops
+from localsft.frozen_cache import FrozenCache, cache_key
 from localsft.weights.load import BaseModel
+
+FROZEN_CACHE_BYTES = 8 << 30
 
 
 class CpuEngine:
@@ -41,6 +45,7 @@ class CpuEngine:
         self.lora = lora
         self.optim = optim
         self.seed = seed
+        self._base_hash = base.hash
         self.model, self.parameters = build_model(base, lora, ops, checkpoint=checkpoint)
         self.info = EngineInfo("cpu", ops.isa, ops.threads, {"activations": "bfloat16" if ops.act_bf16 else "float32"})
         self._step = 0  # steps applied: AdamW's t
@@ -48,6 +53,13 @@ class CpuEngine:
         self._weight = 0.0  # Σ w accumulated since the last step
         self._loss_finite = True
         self.parameters.load(self.parameters.values, initial_adapter(self.parameters.shapes, seed), "the initial adapter")
+
+    def keep_frozen(self, folder: Path, max_bytes: int = FROZEN_CACHE_BYTES) -> None:
+        """Keep what leaves the layers below the lowest adapted one under ``folder``; nothing to do where all are adapted."""
+        model = self.model
+        if 0 < model.lowest < model.architecture.layers:
+            key = cache_key(base=self._base_hash, layer=model.lowest, isa=self.ops.isa, format=1)
+            model.frozen = FrozenCache(folder, key, model.architecture.hidden, max_bytes)
 
     def accumulate(self, batch: PackedBatch) -> LossSum:
         if batch.n_targets == 0:

@@ -1,0 +1,105 @@
+"""How much memory a pass takes, known before it runs: the real forward and backward, walked with arrays that hold nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsft.batch import PackedBatch
+from localsft.engine.cpu.buffers import Buffers
+from localsft.engine.cpu.model import Model
+
+HEAD_CHUNK = 64 << 20  # bytes that the head may use for a chunk of logits (csrc/ops_head.h)
+PANELS = 4 << 20  # bytes a thread for packed panels and partial sums (csrc/gemm.h)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. ``total`` leaves out what the Python process itself takes."""
+
+    weights: int  # the base model as it is kept: quantized
+    adapter: int  # parameters, gradient and AdamW's moments
+    activations: int  # saved and working arrays of the largest batch
+    kernels: int  # working memory of the kernels
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.activations + self.kernels
+
+
+class _CountedBuffers(Buffers):
+    """Remembers the largest size asked of each name; what it hands out shares one element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[str, int] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        self.sizes[name] = max(self.sizes.get(name, 0), nbytes)
+        return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+
+
+class _NoOps:
+    """Operations that compute nothing; what they would allocate inside is counted in ``Memory.kernels``."""
+
+    def __init__(self, model: Model) -> None:
+        self.act_dtype = model.ops.act_dtype
+        self.act_bf16 = model.ops.act_bf16
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: 0.0
+
+    def to_act(self, x: Any, out: Any) -> Any:
+        return out if self.act_bf16 else x
+
+
+def activation_bytes(model: Model, tokens: int, targets: int) -> int:
+    """Bytes of all arrays of a training pass over one segment of ``tokens`` tokens, the last ``targets`` supervised."""
+    tokens = max(tokens, 2)
+    targets = max(1, min(targets, tokens - 1))
+    batch = PackedBatch(
+        tokens=np.zeros(tokens, np.int32),
+        positions=np.arange(tokens, dtype=np.int32),
+        segment_starts=np.array([0, tokens], np.int32),
+        segment_parents=np.array([-1], np.int32),
+        target_rows=np.arange(tokens - targets, tokens, dtype=np.int32),
+        target_ids=np.zeros(targets, np.int32),
+        target_weights=np.ones(targets, np.float32),
+    )
+    buffers = _CountedBuffers()
+    shadow = Model(
+        _NoOps(model),  # type: ignore[arg-type]
+        model.architecture,
+        model.rotary,
+        model.embedding,
+        model.layers,
+        model.final_norm,
+        model.head,
+        checkpoint=model.checkpoint,
+    )
+    shadow.buffers = buffers
+    p = shadow.forward(batch, train=True)
+    shadow.head_inputs(p)
+    shadow.backward(p, buffers.take("d_x", (targets, model.architecture.hidden), np.float32))
+    return sum(buffers.sizes.values())
+
+
+def kernel_bytes(model: Model, tokens: int, targets: int, threads: int) -> int:
+    """Bytes of the kernels' own working memory: packed activations, panels, and a chunk of logits."""
+    arch = model.architecture
+    widest = max(arch.hidden, arch.ffn, arch.heads * arch.head_size) * 2 + 64
+    element = 2 if model.ops.act_bf16 else 4
+    packed = (tokens + 32) * widest * element
+    chunk = min(HEAD_CHUNK, targets * arch.vocab * (4 + element))
+    return max(packed, chunk) + threads * PANELS
+
+
+def memory_of(model: Model, parameters: int, weights: Mapping[str, Any] | int, tokens: int, targets: int, threads: int) -> Memory:
+    """Of training on batches of up to ``tokens`` tokens and ``targets`` targets; ``parameters`` float32 numbers are adapted."""
+    held = weights if isinstance(weights, int) else sum(weights.values())
+    return Memory(held, 16 * parameters, activation_bytes(model, tokens, targets), kernel_bytes(model, tokens, targets, threads))

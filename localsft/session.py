@@ -1,0 +1,170 @@
+"""From a configuration to a trainer that can start: base model, tokenizer, examples, engine, run folder."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from localsft import __version__
+from localsft.batch import Example
+from localsft.checkpoint import BaseRef
+from localsft.config import TrainConfig, to_dict
+from localsft.data.load import LoadReport, Part, load_dataset, load_file
+from localsft.data.render import chat_template
+from localsft.data.template import ChatTemplate
+from localsft.engine import open_engine
+from localsft.engine.base import Engine
+from localsft.errors import InputError
+from localsft.runs import Run
+from localsft.tokenizer import Tokenizer, load_tokenizer
+from localsft.train import Plan, Totals, Trainer
+from localsft.weights.load import BaseModel, load_base
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A base model with the tokenizer and the chat template that belong to it."""
+
+    name: str
+    base: BaseModel
+    tokenizer: Tokenizer
+    template: ChatTemplate
+
+    @property
+    def ref(self) -> BaseRef:
+        return BaseRef(self.name, self.base.hash, self.base.config.n_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a run trains on and what it is judged by, with an account of every row."""
+
+    train: Sequence[Example]
+    valid: Sequence[Example]
+    reports: dict[str, LoadReport]
+
+
+def load_model(name: str, path: Path) -> LoadedModel:
+    """A GGUF file or a model folder. Raises InputError for what can't be used, naming the file and the remedy."""
+    base = load_base(path)
+    tokenizer = load_tokenizer(base.metadata, str(path)) if base.metadata else load_tokenizer(path)
+    return LoadedModel(name, base, tokenizer, chat_template(tokenizer, where=f"the chat template of {name}"))
+
+
+def load_examples(config: TrainConfig, model: LoadedModel) -> Examples:
+    """The data that ``config.data`` names, rendered and tokenized; what was left out is in the reports."""
+    data = config.data
+    tokenizer, template = model.tokenizer, model.template
+
+    def load(file: Path) -> Part:
+        return load_file(file, tokenizer, template, mask=data.mask, max_length=data.max_length)
+
+    dataset = load_dataset(data.path, tokenizer, template, mask=data.mask, max_length=data.max_length)
+    reports = {"train": dataset.train.report}
+    if data.valid is not None:
+        valid_file = Path(data.valid)
+        if not valid_file.exists():
+            raise InputError(f"{valid_file} (--valid): no such file; check the path")
+        part: Part | None = load(valid_file)
+    else:
+        part = dataset.valid
+    train: Sequence[Example] = dataset.train.examples
+    valid: Sequence[Example] = part.examples if part else ()
+    if part:
+        reports["valid"] = part.report
+    elif data.valid_fraction:
+        train, valid = hold_out(train, data.valid_fraction)
+    return Examples(train, valid, reports)
+
+
+def hold_out(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Example], Sequence[Example]]:
+    """A split that does not depend on the order of the rows: by the hash of each example; equal examples stay together."""
+    hashes = sorted({_hash(example) for example in examples})
+    held = set(hashes[: max(1, round(fraction * len(hashes)))])
+    train = [example for example in examples if _hash(example) not in held]
+    if not train:
+        raise InputError(f"data.valid_fraction (--valid-fraction) {fraction:g} leaves nothing to train on; make it smaller")
+    return train, [example for example in examples if _hash(example) in held]
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A hash of the examples (ids and weights) that does not depend on their order."""
+    return xxhash.xxh3_128_hexdigest(b"".join(sorted(_hash(example) for example in examples)))
+
+
+def _hash(example: Example) -> bytes:
+    return xxhash.xxh3_128_digest(example.token_ids.tobytes() + np.asarray(example.target_weights, np.float32).tobytes())
+
+
+def make_trainer(config: TrainConfig, model: LoadedModel, examples: Examples, run: Run, cache: Path | None = None) -> Trainer:
+    """The engine and the loop; writes run.json."""
+    engine = open_engine(config.engine, model.base, config.lora, config.optim, seed=config.seed, threads=config.threads, cache=cache)
+    trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref)
+    run.write_info(run_info(config, model, examples, engine, trainer.plan))
+    return trainer
+
+
+def run_info(config: TrainConfig, model: LoadedModel, examples: Examples, engine: Engine, plan: Plan) -> dict[str, Any]:
+    """run.json before the first step: everything that another run needs to be the same or to be compared."""
+    return {
+        "localsft": __version__,
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "config": to_dict(config),
+        "base": {"name": model.name, "path": str(model.base.path), "hash": model.base.hash, "model_type": model.base.config.model_type},
+        "engine": asdict(engine.info),
+        "data": {
+            name: {**asdict(report), "fingerprint": fingerprint(part)}
+            for (name, report), part in zip(examples.reports.items(), (examples.train, examples.valid), strict=False)
+        }
+        | {"train_examples": len(examples.train), "valid_examples": len(examples.valid)},
+        "plan": asdict(plan),
+        "machine": {"system": platform.platform(), "python": platform.python_version(), "numpy": np.__version__},
+        "result": None,
+    }
+
+
+def result(trainer: Trainer) -> dict[str, Any]:
+    """The document that ``train --json`` ends with; also ``result`` of run.json."""
+    totals: Totals = trainer.totals
+    info = trainer.engine.info
+    seconds = totals.train_seconds
+    return {
+        "run": str(trainer.run.path),
+        "engine": info.name,
+        "isa": info.isa,
+        "threads": info.threads,
+        "model": trainer.base.name,
+        "examples": len(trainer.train),
+        "steps": totals.step,
+        "epochs": totals.step / trainer.plan.per_epoch,
+        "tokens": totals.tokens,
+        "tokens_computed": totals.tokens_computed,
+        "tokens_supervised": totals.tokens_supervised,
+        "train_seconds": seconds,
+        "tokens_per_second": totals.tokens / seconds if seconds else 0.0,
+        "first_loss": totals.first_loss,
+        "final_loss": totals.final_loss,
+        "base_valid_loss": totals.base_valid_loss,
+        "base_valid_token_accuracy": totals.base_valid_accuracy,
+        "best_valid_loss": totals.best_valid_loss,
+        "best_valid_token_accuracy": totals.best_valid_accuracy,
+        "best_step": totals.best_step,
+        "skipped_steps": totals.skipped_steps,
+        "peak_memory_mb": peak_memory_mb(),
+        "adapter": str(trainer.run.adapter),
+    }
+
+
+def peak_memory_mb() -> int:
+    """The largest resident set of this process so far, in MB of 10^6 bytes (ru_maxrss is in KiB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
