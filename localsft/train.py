@@ -14,7 +14,7 @@ from typing import Any
 from localsft.batch import Example, LossSum, PackedBatch
 from localsft.checkpoint import BaseRef, Checkpoint, save_adapter, save_checkpoint
 from localsft.config import TrainConfig
-from localsft.data.pack import epoch_batches, pack_eval, pack_step
+from localsft.data.pack import epoch_order, pack_eval, pack_step
 from localsft.engine.base import Engine
 from localsft.errors import InputError, LocalsftError
 from localsft.evaluate import Score, evaluate
@@ -164,13 +164,14 @@ class Trainer:
 
     def _pack_valid(self) -> list[PackedBatch]:
         data = self.config.data
-        return [scored.batch for scored in pack_eval(self.valid, data.tokens_per_pack, pack=data.pack, share_prefix=data.share_prefix)]
+        return pack_eval(self.valid, data.tokens_per_pack, pack=data.pack, share_prefix=data.share_prefix)
 
     def _step(self, plan: Plan) -> Step:
         started = time.perf_counter()
         config, totals = self.config, self.totals
         epoch, index = divmod(totals.step, plan.per_epoch)
-        chosen = [self.train[i] for i in epoch_batches(len(self.train), config.batch_size, config.seed, epoch)[index]]
+        order = epoch_order(len(self.train), config.seed, epoch)
+        chosen = [self.train[i] for i in order[index * config.batch_size : (index + 1) * config.batch_size]]
         loss = LossSum()
         computed = 0
         for batch in pack_step(chosen, config.data.tokens_per_pack, pack=config.data.pack, share_prefix=config.data.share_prefix):
