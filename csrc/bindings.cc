@@ -43,6 +43,7 @@ PYBIND11_MODULE(_core, m) {
     return out;
   });
 
+  localsft::bind_attention(m);
   localsft::bind_elements(m);
   localsft::bind_pack(m);
 }

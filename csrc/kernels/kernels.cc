@@ -9,6 +9,7 @@ namespace localsft {
 namespace kernels {
 namespace LOCALSFT_KERNELS {
 
+#include "kernels/attention.inl"
 #include "kernels/element.inl"
 
 const Table* table() {
@@ -17,7 +18,7 @@ const Table* table() {
       LANES,
       ACT_BF16 != 0,
       /*gemm=*/{0},
-      /*attention=*/{0},
+      attention_table,
       element_table,
   };
   return &the_table;

@@ -62,6 +62,7 @@ LOCALSFT_INLINE vf vdiv(vf a, vf b) { return _mm512_div_ps(a, b); }
 LOCALSFT_INLINE vf vmax(vf a, vf b) { return _mm512_max_ps(a, b); }
 LOCALSFT_INLINE vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
 LOCALSFT_INLINE vf vfma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }  // a·b + c
+LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x); }  // a < b ? x : y
 LOCALSFT_INLINE vf vsqrt(vf a) { return _mm512_sqrt_ps(a); }
 LOCALSFT_INLINE float vsum(vf a) { return _mm512_reduce_add_ps(a); }
 LOCALSFT_INLINE float vmaximum(vf a) { return _mm512_reduce_max_ps(a); }
@@ -114,6 +115,7 @@ LOCALSFT_INLINE vf vdiv(vf a, vf b) { return _mm256_div_ps(a, b); }
 LOCALSFT_INLINE vf vmax(vf a, vf b) { return _mm256_max_ps(a, b); }
 LOCALSFT_INLINE vf vmin(vf a, vf b) { return _mm256_min_ps(a, b); }
 LOCALSFT_INLINE vf vfma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 LOCALSFT_INLINE vf vsqrt(vf a) { return _mm256_sqrt_ps(a); }
 LOCALSFT_INLINE float vsum(vf a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -160,6 +162,7 @@ LOCALSFT_INLINE vf vdiv(vf a, vf b) { return vdivq_f32(a, b); }
 LOCALSFT_INLINE vf vmax(vf a, vf b) { return vmaxq_f32(a, b); }
 LOCALSFT_INLINE vf vmin(vf a, vf b) { return vminq_f32(a, b); }
 LOCALSFT_INLINE vf vfma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
 LOCALSFT_INLINE vf vsqrt(vf a) { return vsqrtq_f32(a); }
 LOCALSFT_INLINE float vsum(vf a) { return vaddvq_f32(a); }
 LOCALSFT_INLINE float vmaximum(vf a) { return vmaxvq_f32(a); }
@@ -195,6 +198,7 @@ LOCALSFT_INLINE vf vselect(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | (
 LOCALSFT_INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
 LOCALSFT_INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
 LOCALSFT_INLINE vf vfma(vf a, vf b, vf c) { return a * b + c; }
+LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) { return vselect(a < b, x, y); }
 LOCALSFT_INLINE vf vsqrt(vf a) {
   vf x;
   for (int i = 0; i < 4; ++i) x[i] = __builtin_sqrtf(a[i]);

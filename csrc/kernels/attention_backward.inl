@@ -1,0 +1,204 @@
+// Flash attention, backward: the mirror of attention_forward.inl, with the probabilities recomputed from the saved lse.
+//   P = 2^(S - lse),  dP[key][row] = V[key]·dO[row],  dS = P∘(dP - D),  D = rowsum(dO∘O)
+//   dV[key] += Σ_row P[key][row]·dO[row],  dK[key] += Σ_row dS[key][row]·Q[row],  dQ[e][row] += Σ_key
+//   K[key][e]·dS[key][row]
+// dK and dQ still want the factor `scale`, which is applied once when they are stored.
+
+struct BackwardState {
+  int64_t panels, rows;         // rows = panels·PANEL
+  word *q, *d_out;              // [panel][E/WORD][PANEL]
+  word *q_pairs, *d_out_pairs;  // [row/WORD][width]
+  float* dq;                    // [panel][round_up(E, TILE_ROWS)][PANEL]
+  float *lse, *d;               // [panel][PANEL]; lse in units of log2, d = D
+  float *low, *high;
+  word *k, *v, *k_pairs;  // the block: k, v [key][E/WORD], k_pairs [key/WORD][round_up(E, TILE_ROWS)]
+  act_t *p, *ds;          // [key][rows of a chunk]: left operands of dV and dK
+  word* ds_words;         // [key/WORD][PANEL]: right operand of dQ
+};
+enum { CHUNK_ROWS = (ATTENTION_ROWS + PANEL - 1) / PANEL * PANEL };
+
+static size_t backward_state(const AttentionShape& s, const AttentionChunk* chunk, void* memory, BackwardState* state) {
+  const int64_t rows = CHUNK_ROWS, E_rows = round_up(s.E, TILE_ROWS), width = attention_width(s.E);
+  state->panels = chunk ? (chunk->end - chunk->begin + PANEL - 1) / PANEL : 0;
+  state->rows = state->panels * PANEL;
+  char* base = (char*)memory;
+  size_t used = 0;
+  cut(base, used, size_t(rows * s.E / WORD) * sizeof(word), (void**)&state->q);
+  cut(base, used, size_t(rows * s.E / WORD) * sizeof(word), (void**)&state->d_out);
+  cut(base, used, size_t(rows / WORD * width) * sizeof(word), (void**)&state->q_pairs);
+  cut(base, used, size_t(rows / WORD * width) * sizeof(word), (void**)&state->d_out_pairs);
+  cut(base, used, size_t(rows * E_rows) * 4, (void**)&state->dq);
+  cut(base, used, size_t(rows) * 4, (void**)&state->lse);
+  cut(base, used, size_t(rows) * 4, (void**)&state->d);
+  cut(base, used, size_t(rows) * 4, (void**)&state->low);
+  cut(base, used, size_t(rows) * 4, (void**)&state->high);
+  cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->k);
+  cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->v);
+  cut(base, used, size_t(ATTENTION_KEYS / WORD * E_rows) * sizeof(word), (void**)&state->k_pairs);
+  cut(base, used, size_t(ATTENTION_KEYS * rows) * sizeof(act_t), (void**)&state->p);
+  cut(base, used, size_t(ATTENTION_KEYS * rows) * sizeof(act_t), (void**)&state->ds);
+  return cut(base, used, size_t(ATTENTION_KEYS / WORD * PANEL) * sizeof(word), (void**)&state->ds_words);
+}
+static size_t backward_bytes(const AttentionShape& s) {
+  BackwardState state;
+  return backward_state(s, 0, 0, &state);
+}
+
+static void backward_begin(const AttentionShape& s, const AttentionChunk& chunk, const void* q, const void* out,
+                           const float* lse, const void* d_out, void* memory) {
+  BackwardState state;
+  backward_state(s, &chunk, memory, &state);
+  const int64_t n = chunk.end - chunk.begin, width = attention_width(s.E);
+  pack_chunk_panels(s, chunk, (const act_t*)q, state.panels, state.q);
+  pack_chunk_panels(s, chunk, (const act_t*)d_out, state.panels, state.d_out);
+  pack_chunk_pairs(s, chunk, (const act_t*)q, state.rows, width, state.q_pairs);
+  pack_chunk_pairs(s, chunk, (const act_t*)d_out, state.rows, width, state.d_out_pairs);
+  visible_range(s, chunk, state.rows, state.low, state.high);
+  RowWalk walk(s, chunk, chunk.begin);
+  for (int64_t row = 0; row < n; ++row, walk.next()) {
+    const act_t *o = (const act_t*)out + walk.at, *d = (const act_t*)d_out + walk.at;
+    vf sum = vzero();
+    for (int64_t e = 0; e < s.E; e += LANES) {
+      const int lanes = int(at_most(s.E - e, LANES));
+      sum = vfma(vload_act_n(o + e, lanes), vload_act_n(d + e, lanes), sum);
+    }
+    state.d[row] = vsum(sum);
+    state.lse[row] = lse[walk.at / s.E] * LOG2_E;
+  }
+  for (int64_t row = n; row < state.rows; ++row) state.d[row] = 0, state.lse[row] = 0;
+  memset(state.dq, 0, size_t(state.rows * round_up(s.E, TILE_ROWS)) * 4);
+}
+
+// One row of P or dS, as values along the query rows.
+template <int NV>
+LOCALSFT_INLINE void store_row(act_t* out, const vf (&x)[NV]) {
+  for (int v = 0; v < NV; ++v) vstore_act(out + v * LANES, x[v]);
+}
+
+// P and dS of one panel for the keys [begin, end) (multiples of PAIR_ROWS).
+template <int NV>
+static void panel_gradients(const AttentionShape& s, const AttentionKeys& keys, const BackwardState& state,
+                            int64_t panel, int64_t begin, int64_t end, const KeyRange& range) {
+  const int64_t width = s.E / WORD;
+  const ScoreRule rule(s);
+  const float last = float(keys.position + keys.count);
+  const word *q = state.q + panel * width * PANEL, *d_out = state.d_out + panel * width * PANEL;
+  for (int64_t key = begin; key < end; key += PAIR_ROWS) {
+    vf scores[PAIR_ROWS][NV], dp[PAIR_ROWS][NV];
+    for (int r = 0; r < PAIR_ROWS; ++r)
+      for (int v = 0; v < NV; ++v) scores[r][v] = dp[r][v] = vzero();
+    tile<PAIR_ROWS, NV>(state.k + key * width, width, 1, q, PANEL, width, scores);
+    tile<PAIR_ROWS, NV>(state.v + key * width, width, 1, d_out, PANEL, width, dp);
+    const bool all = key >= range.all_begin && key + PAIR_ROWS <= range.all_end;
+    for (int v = 0; v < NV; ++v) {
+      const int64_t lane = panel * PANEL + v * LANES;
+      const vf lse = vload(state.lse + lane), d = vload(state.d + lane);
+      for (int r = 0; r < PAIR_ROWS; ++r) {
+        const vf x = score(rule, scores[r][v]);
+        vf p = vexp2(vsub(x, lse));
+        if (!all)
+          p = where_visible(p, vset(float(keys.position + key + r)), vload(state.low + lane),
+                            vmin(vload(state.high + lane), vset(last)), vzero());
+        vf ds = vmul(p, vsub(dp[r][v], d));
+        if (rule.capped) ds = vmul(ds, score_slope(rule, x));
+        scores[r][v] = p;
+        dp[r][v] = ds;
+      }
+      for (int r = 0; r < PAIR_ROWS; r += WORD) {
+        vf pair[WORD];
+        for (int w = 0; w < WORD; ++w) pair[w] = dp[r + w][v];
+        store_pair(state.ds_words + (key + r) / WORD * PANEL + v * LANES, pair);
+      }
+    }
+    for (int r = 0; r < PAIR_ROWS; ++r) {
+      store_row<NV>(state.p + (key + r) * CHUNK_ROWS + panel * PANEL, scores[r]);
+      store_row<NV>(state.ds + (key + r) * CHUNK_ROWS + panel * PANEL, dp[r]);
+    }
+  }
+}
+
+template <int NV>
+static void backward_panel(const AttentionShape& s, const AttentionKeys& keys, const BackwardState& state,
+                           int64_t panel, int64_t begin, int64_t end, const KeyRange& range) {
+  panel_gradients<NV>(s, keys, state, panel, begin, end, range);
+  const int64_t E_rows = round_up(s.E, TILE_ROWS);
+  float* dq = state.dq + panel * E_rows * PANEL;
+  for (int64_t e = 0; e < E_rows; e += TILE_ROWS)
+    add_tile<TILE_ROWS, NV, false>(state.k_pairs + begin / WORD * E_rows + e, 1, E_rows,
+                                   state.ds_words + begin / WORD * PANEL, PANEL, (end - begin) / WORD, 0,
+                                   dq + e * PANEL, PANEL);
+}
+
+// sums[SUM_ROWS keys][width] += Σ over `words` words of query rows: left [key][CHUNK_ROWS] · right [word][width].
+LOCALSFT_INLINE void add_key_sums(const act_t* left, const word* right, int64_t words, int64_t width, float* sums) {
+  enum { LEFT_STEP = CHUNK_ROWS / WORD };
+  const word* a = (const word*)left;
+  int64_t e = 0;
+  for (; e + SUM_VECTORS * LANES <= width; e += SUM_VECTORS * LANES)
+    add_tile<SUM_ROWS, SUM_VECTORS, false>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
+  for (; e + 2 * LANES <= width; e += 2 * LANES)
+    add_tile<SUM_ROWS, 2, false>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
+  for (; e < width; e += LANES)
+    add_tile<SUM_ROWS, 1, false>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
+}
+
+static void backward_keys(const AttentionShape& s, const AttentionChunk& chunk, const AttentionKeys& keys,
+                          const void* k, const void* v, float* dk, float* dv, void* memory) {
+  BackwardState state;
+  backward_state(s, &chunk, memory, &state);
+  const int64_t row_step = s.kv_heads * s.E, at = keys.begin * row_step + chunk.kv_head * s.E,
+                width = attention_width(s.E);
+  const int64_t padded = round_up(keys.count, TILE_ROWS);
+  pack_rows((const act_t*)k + at, row_step, keys.count, padded, s.E, state.k);
+  pack_rows((const act_t*)v + at, row_step, keys.count, padded, s.E, state.v);
+  pack_pairs((const act_t*)k + at, row_step, keys.count, padded, s.E, round_up(s.E, TILE_ROWS), state.k_pairs);
+
+  int64_t seen_begin[CHUNK_ROWS / PANEL], seen_end[CHUNK_ROWS / PANEL];  // keys of each panel whose P and dS exist
+  for (int64_t panel = 0; panel < state.panels; ++panel) {
+    const KeyRange range = key_range(keys, state.low + panel * PANEL, state.high + panel * PANEL);
+    seen_begin[panel] = range.begin / SUM_ROWS * SUM_ROWS;
+    seen_end[panel] = range.begin < range.end ? round_up(range.end, SUM_ROWS) : seen_begin[panel];
+    const int64_t rows = chunk.end - chunk.begin - panel * PANEL;
+    if (seen_begin[panel] == seen_end[panel]) continue;
+    if (rows > 2 * LANES)
+      backward_panel<3>(s, keys, state, panel, seen_begin[panel], seen_end[panel], range);
+    else if (rows > LANES)
+      backward_panel<2>(s, keys, state, panel, seen_begin[panel], seen_end[panel], range);
+    else
+      backward_panel<1>(s, keys, state, panel, seen_begin[panel], seen_end[panel], range);
+  }
+
+  // Rows rise in position, so the panels that see a tile of keys are neighbours.
+  const int64_t row_end = round_up(chunk.end - chunk.begin, LANES);
+  for (int64_t key = 0; key < keys.count; key += SUM_ROWS) {
+    int64_t first = 0, end = state.panels;
+    while (first < end && !(seen_begin[first] <= key && key < seen_end[first])) ++first;
+    while (first < end && !(seen_begin[end - 1] <= key && key < seen_end[end - 1])) --end;
+    if (first == end) continue;
+    const int64_t row = first * PANEL, words = (at_most(end * PANEL, row_end) - row) / WORD;
+    add_key_sums(state.p + key * CHUNK_ROWS + row, state.d_out_pairs + row / WORD * width, words, width,
+                 dv + key * width);
+    add_key_sums(state.ds + key * CHUNK_ROWS + row, state.q_pairs + row / WORD * width, words, width, dk + key * width);
+  }
+}
+
+static void backward_end(const AttentionShape& s, const AttentionChunk& chunk, void* dq, void* memory) {
+  BackwardState state;
+  backward_state(s, &chunk, memory, &state);
+  for (int64_t row = 0; row < chunk.end - chunk.begin; ++row) state.d[row] = s.scale;
+  unpack_chunk_panels(s, chunk, state.dq, round_up(s.E, TILE_ROWS), state.d, (act_t*)dq);
+}
+
+static void backward_store(const AttentionShape& s, int64_t kv_head, const AttentionKeys& keys, const float* dk_sum,
+                           const float* dv_sum, void* dk, void* dv) {
+  const int64_t width = attention_width(s.E);
+  const vf scale = vset(s.scale);
+  for (int64_t key = 0; key < keys.count; ++key) {
+    const int64_t at = ((keys.begin + key) * s.kv_heads + kv_head) * s.E;
+    for (int64_t e = 0; e < s.E; e += LANES) {
+      const int lanes = int(at_most(s.E - e, LANES));
+      vstore_act_n((act_t*)dk + at + e, vmul(scale, vload(dk_sum + key * width + e)), lanes);
+      vstore_act_n((act_t*)dv + at + e, vload(dv_sum + key * width + e), lanes);
+    }
+  }
+}

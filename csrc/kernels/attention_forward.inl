@@ -1,0 +1,161 @@
+// Flash attention, forward (Dao et al., 2022; Milakov & Gimelshein, 2018): scores of a block of keys, then the running
+// maximum m, the running sum l and the running output o of each row, rescaled when m grows.
+//
+// Query rows sit in the lanes, so m and l are plain vectors and no step ever reduces across lanes:
+//   S[key][row] = K[key]·Q[row],   P = 2^(S - m),   O[e][row] += Σ_key V[key][e]·P[key][row].
+
+struct ForwardState {
+  int64_t panels;
+  word* q;       // [panel][E/WORD][PANEL]
+  float* o;      // [panel][round_up(E, TILE_ROWS)][PANEL]
+  float *m, *l;  // [panel][PANEL]; m in units of log2
+  float *low, *high;
+  word *k, *v;  // the block: k [key][E/WORD], v [key/WORD][round_up(E, TILE_ROWS)]
+  float* s;     // [key][PANEL]: scores, then in the same place the words of P, [key/WORD][PANEL]
+};
+
+// Cuts `memory` into the parts of a state; with memory = 0 only counts. Returns the bytes.
+static size_t cut(char* memory, size_t& used, size_t bytes, void** part) {
+  *part = memory + used;
+  used += (bytes + 63) / 64 * 64;
+  return used;
+}
+static size_t forward_state(const AttentionShape& s, const AttentionChunk* chunk, void* memory, ForwardState* state) {
+  const int64_t rows = round_up(ATTENTION_ROWS, PANEL), E_rows = round_up(s.E, TILE_ROWS);
+  state->panels = chunk ? (chunk->end - chunk->begin + PANEL - 1) / PANEL : 0;
+  char* base = (char*)memory;
+  size_t used = 0;
+  cut(base, used, size_t(rows * s.E / WORD) * sizeof(word), (void**)&state->q);
+  cut(base, used, size_t(rows * E_rows) * 4, (void**)&state->o);
+  cut(base, used, size_t(rows) * 4, (void**)&state->m);
+  cut(base, used, size_t(rows) * 4, (void**)&state->l);
+  cut(base, used, size_t(rows) * 4, (void**)&state->low);
+  cut(base, used, size_t(rows) * 4, (void**)&state->high);
+  cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->k);
+  cut(base, used, size_t(ATTENTION_KEYS / WORD * E_rows) * sizeof(word), (void**)&state->v);
+  return cut(base, used, size_t(ATTENTION_KEYS * PANEL) * 4, (void**)&state->s);
+}
+static size_t forward_bytes(const AttentionShape& s) {
+  ForwardState state;
+  return forward_state(s, 0, 0, &state);
+}
+
+static void forward_begin(const AttentionShape& s, const AttentionChunk& chunk, const void* q, void* memory) {
+  ForwardState state;
+  forward_state(s, &chunk, memory, &state);
+  pack_chunk_panels(s, chunk, (const act_t*)q, state.panels, state.q);
+  const int64_t rows = state.panels * PANEL;
+  visible_range(s, chunk, rows, state.low, state.high);
+  for (int64_t row = 0; row < rows; ++row) state.m[row] = NEVER, state.l[row] = 0;
+  memset(state.o, 0, size_t(rows * round_up(s.E, TILE_ROWS)) * 4);
+}
+
+// Scores of the keys [begin, end) (multiples of TILE_ROWS) of one panel into state.s; raises m.
+template <int NV>
+static void panel_scores(const AttentionShape& s, const AttentionKeys& keys, const ForwardState& state, int64_t panel,
+                         int64_t begin, int64_t end, const KeyRange& range, vf (&m)[NV]) {
+  const int64_t width = s.E / WORD;
+  const ScoreRule rule(s);
+  vf low[NV], high[NV];
+  for (int v = 0; v < NV; ++v) {
+    low[v] = vload(state.low + panel * PANEL + v * LANES);
+    high[v] = vmin(vload(state.high + panel * PANEL + v * LANES), vset(float(keys.position + keys.count)));
+  }
+  for (int64_t key = begin; key < end; key += TILE_ROWS) {
+    vf sums[TILE_ROWS][NV];
+    for (int r = 0; r < TILE_ROWS; ++r)
+      for (int v = 0; v < NV; ++v) sums[r][v] = vzero();
+    tile<TILE_ROWS, NV>(state.k + key * width, width, 1, state.q + panel * width * PANEL, PANEL, width, sums);
+    const bool all = key >= range.all_begin && key + TILE_ROWS <= range.all_end;
+    for (int r = 0; r < TILE_ROWS; ++r)
+      for (int v = 0; v < NV; ++v) {
+        vf x = score(rule, sums[r][v]);
+        if (!all) x = where_visible(x, vset(float(keys.position + key + r)), low[v], high[v], vset(MINUS_INFINITY));
+        m[v] = vmax(m[v], x);
+        vstore(state.s + (key + r) * PANEL + v * LANES, x);
+      }
+  }
+}
+
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+// Lane i of the result pairs low[i] with high[i].
+LOCALSFT_INLINE __m512i pair_lanes(vf low, vf high) {
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+#endif
+
+// P of WORD keys (x: their scores minus m) as the words of a right operand.
+LOCALSFT_INLINE void store_pair(word* out, const vf* p) {
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  _mm512_storeu_si512(out, pair_lanes(p[0], p[1]));
+#else
+  vstore(out, p[0]);
+#endif
+}
+
+template <int NV>
+static void forward_panel(const AttentionShape& s, const AttentionKeys& keys, const ForwardState& state,
+                          int64_t panel) {
+  const float *row_low = state.low + panel * PANEL, *row_high = state.high + panel * PANEL;
+  const KeyRange range = key_range(keys, row_low, row_high);
+  if (range.begin >= range.end) return;
+  const int64_t begin = range.begin / TILE_ROWS * TILE_ROWS, end = round_up(range.end, TILE_ROWS);
+  vf m[NV], l[NV];
+  float factor[NV * LANES];
+  for (int v = 0; v < NV; ++v) m[v] = vload(state.m + panel * PANEL + v * LANES);
+  panel_scores<NV>(s, keys, state, panel, begin, end, range, m);
+  for (int v = 0; v < NV; ++v) {
+    const vf shrink = vexp2(vsub(vload(state.m + panel * PANEL + v * LANES), m[v]));
+    vstore(factor + v * LANES, shrink);
+    l[v] = vmul(vload(state.l + panel * PANEL + v * LANES), shrink);
+    vstore(state.m + panel * PANEL + v * LANES, m[v]);
+  }
+  word* words = (word*)state.s;
+  for (int64_t key = begin; key < end; key += WORD)
+    for (int v = 0; v < NV; ++v) {
+      vf p[WORD];
+      for (int w = 0; w < WORD; ++w) {
+        p[w] = vexp2(vsub(vload(state.s + (key + w) * PANEL + v * LANES), m[v]));
+        l[v] = vadd(l[v], p[w]);
+      }
+      store_pair(words + key / WORD * PANEL + v * LANES, p);
+    }
+  for (int v = 0; v < NV; ++v) vstore(state.l + panel * PANEL + v * LANES, l[v]);
+  const int64_t E_rows = round_up(s.E, TILE_ROWS);
+  float* o = state.o + panel * E_rows * PANEL;
+  for (int64_t e = 0; e < E_rows; e += TILE_ROWS)
+    add_tile<TILE_ROWS, NV, true>(state.v + begin / WORD * E_rows + e, 1, E_rows, words + begin / WORD * PANEL, PANEL,
+                                  (end - begin) / WORD, factor, o + e * PANEL, PANEL);
+}
+
+static void forward_keys(const AttentionShape& s, const AttentionChunk& chunk, const AttentionKeys& keys, const void* k,
+                         const void* v, void* memory) {
+  ForwardState state;
+  forward_state(s, &chunk, memory, &state);
+  const int64_t row_step = s.kv_heads * s.E, at = keys.begin * row_step + chunk.kv_head * s.E;
+  const int64_t padded = round_up(keys.count, TILE_ROWS);
+  pack_rows((const act_t*)k + at, row_step, keys.count, padded, s.E, state.k);
+  pack_pairs((const act_t*)v + at, row_step, keys.count, padded, s.E, round_up(s.E, TILE_ROWS), state.v);
+  for (int64_t panel = 0; panel < state.panels; ++panel) {
+    const int64_t rows = chunk.end - chunk.begin - panel * PANEL;
+    if (rows > 2 * LANES)
+      forward_panel<3>(s, keys, state, panel);
+    else if (rows > LANES)
+      forward_panel<2>(s, keys, state, panel);
+    else
+      forward_panel<1>(s, keys, state, panel);
+  }
+}
+
+static void forward_end(const AttentionShape& s, const AttentionChunk& chunk, void* out, float* lse, void* memory) {
+  ForwardState state;
+  forward_state(s, &chunk, memory, &state);
+  RowWalk walk(s, chunk, chunk.begin);
+  for (int64_t row = 0; row < chunk.end - chunk.begin; ++row, walk.next()) {
+    lse[walk.at / s.E] = state.m[row] * LN_2 + __builtin_logf(state.l[row]);
+    state.l[row] = 1.0f / state.l[row];
+  }
+  unpack_chunk_panels(s, chunk, state.o, round_up(s.E, TILE_ROWS), state.l, (act_t*)out);
+}
