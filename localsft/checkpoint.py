@@ -21,7 +21,6 @@ from localsft.batch import Float32
 from localsft.config import LoraConfig
 from localsft.errors import InputError
 from localsft.weights.safetensors import open_safetensors, write_safetensors
-from localsft.weights.tensor import Dense
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -155,11 +154,11 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def _read_dense(path: Path) -> dict[str, Float32]:
     tensors: dict[str, Float32] = {}
     with open_safetensors(path) as file:
-        for name in file.names:
-            tensor = file.tensor(name)
-            if not isinstance(tensor, Dense) or tensor.data.dtype != np.float32:
+        for name in file.tensors:
+            values = file.array(name)
+            if values.dtype != np.float32:
                 raise InputError(f"{path}: {name} is not float32; write the adapter again in float32")
-            tensors[name] = np.array(tensor.data, np.float32)  # a copy: the file may be replaced while we run
+            tensors[name] = np.array(values, np.float32)  # a copy: the file may be replaced while we run
     return tensors
 
 
