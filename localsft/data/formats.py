@@ -41,13 +41,17 @@ def openai_conversation(row: Mapping[str, Any], file: str, line: int) -> Convers
         InputError: names file and line, what is wrong, and the remedy.
     """
     where = f"{file}:{line}"
-    rows = row.get("messages")
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f'{where}: "messages" is missing or not a list; write {{"messages": [{{"role": ..., "content": ...}}]}}')
-    messages = tuple([_message(item, number, where) for number, item in enumerate(rows, 1)])
+    messages = openai_messages(row.get("messages"), where)
     if not any(message.role == "assistant" for message in messages):
         raise InputError(f"{where}: no assistant turn, so nothing to learn; add the answer or remove the row")
     return Conversation(messages, _objects(row, "tools", where), _tags(row, where), file, line)
+
+
+def openai_messages(rows: Any, where: str) -> tuple[Message, ...]:
+    """The value of "messages", checked. Raises ``InputError`` as ``openai_conversation`` does."""
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f'{where}: "messages" is missing or not a list; write {{"messages": [{{"role": ..., "content": ...}}]}}')
+    return tuple([_message(item, number, where) for number, item in enumerate(rows, 1)])
 
 
 def _message(item: Any, number: int, where: str) -> Message:

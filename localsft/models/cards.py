@@ -109,7 +109,8 @@ def find_card(name: str, folder: Path | None = None) -> Card:
 
 def nearest(name: str, cards: dict[str, Card]) -> str:
     """A hint: the nearest name, or where to find all."""
-    close = get_close_matches(name.lower(), cards, n=1, cutoff=0.5)
+    wanted = name.lower()
+    close = [known for known in cards if wanted and known.startswith(wanted)] or get_close_matches(wanted, cards, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else "'localsft models list' shows what there is"
 
 

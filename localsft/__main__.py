@@ -1,0 +1,5 @@
+"""``python -m localsft``."""
+
+from localsft.cli.main import main
+
+main()

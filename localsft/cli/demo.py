@@ -1,0 +1,106 @@
+"""``localsft demo``: the billing-support example, from nothing to before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localsft.cli.command import ExampleCommand
+from localsft.cli.output import console, say, visible, write_json
+
+if TYPE_CHECKING:
+    from localsft.answer import Answer
+    from localsft.data.conversation import Message
+
+# Settings of the demo besides the defaults: a run of few minutes on two cores.
+SETTINGS: dict[str, Any] = {"epochs": 2, "optim.learning_rate": 1e-3}
+QUESTIONS = 3  # holdout questions that are shown
+LONGEST = 120  # tokens of an answer that is shown
+
+
+@click.command(cls=ExampleCommand, example="localsft demo", name="demo")
+@click.option("--out", metavar="DIR", help="Run folder. Default: a new one in runs/.")
+@click.option("--epochs", metavar="N", help=f"Passes over the training data.  [default: {SETTINGS['epochs']}]")
+@click.option("--threads", metavar="N", help="Threads of the cpu engine. Default: one for each physical core.")
+@click.option("--json", "as_json", is_flag=True, help="Figures and answers as one JSON document on stdout.")
+def command(as_json: bool, **values: str | None) -> None:
+    """Train the default model on the billing-support example and show what changed.
+
+    A small model learns the billing policy of a made-up company from conversations. Then it answers questions that it has not
+    seen, beside what it answered before.
+    """
+    from localsft.answer import answer
+    from localsft.checkpoint import load_adapter
+    from localsft.cli.train import follow, frozen_cache, open_model, report_examples, summary
+    from localsft.config import resolve
+    from localsft.engine.base import Sampling
+    from localsft.runs import create
+    from localsft.session import load_examples, make_trainer, result
+    from localsft.shared_files import shared_folder
+
+    data = shared_folder("examples") / "billing-support"
+    config = resolve(SETTINGS | {"data.path": str(data)}, {key: value for key, value in values.items() if value is not None})
+    model = open_model(config.model)
+    examples = load_examples(config, model)
+    report_examples(examples)
+    questions = pick_questions(data / "holdout.jsonl")
+    run = create(config.out, config.data.path)
+    trainer = make_trainer(config, model, examples, run, cache=frozen_cache())
+    sampling = Sampling(max_tokens=LONGEST)
+    say(f"asking the base model {len(questions)} questions of the holdout")
+    before = answer(model, trainer.engine, questions, sampling)
+    say(f"run {run.path}: {trainer.plan.steps} steps on the {trainer.engine.info.name} engine ({trainer.engine.info.isa})")
+    reason = follow(trainer)
+    document = result(trainer)
+    run.write_info(run.info() | {"result": document | {"reason": reason}})
+    if reason == "interrupted":
+        raise click.exceptions.Exit(130)
+    trainer.engine.load_adapter(load_adapter(run.adapter).tensors)  # the best, not the last
+    after = answer(model, trainer.engine, questions, sampling)
+    show(questions, before, after, document)
+    say(summary(document))
+    say(f"ask it yourself: localsft generate --adapter {run.path} --messages conversation.json")
+    if as_json:
+        answers = [
+            {"question": question[-1].content, "base": base.text, "tuned": tuned.text}
+            for question, base, tuned in zip(questions, before, after, strict=True)
+        ]
+        write_json(document | {"answers": answers})
+
+
+def pick_questions(holdout: Path) -> list[list[Message]]:
+    """Single-turn conversations spread over the holdout, each up to its user turn."""
+    from localsft.data.formats import read_conversations
+
+    single = []
+    for conversation in read_conversations(holdout):
+        users = [message for message in conversation.messages if message.role == "user"]
+        if len(users) == 1:
+            single.append([message for message in conversation.messages if message.role != "assistant"])
+    return single[:: max(1, len(single) // QUESTIONS)][:QUESTIONS]
+
+
+def show(questions: list[list[Message]], before: list[Answer], after: list[Answer], document: dict[str, Any]) -> None:
+    """Base and tuned side by side, and the figures of both."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.ROUNDED, show_lines=True, expand=True)
+    for title in ("question (not in the training data)", "base model", "tuned model"):
+        table.add_column(title, ratio=1)
+    for question, base, tuned in zip(questions, before, after, strict=True):
+        cells = (question[-1].content or "", _shown(base), _shown(tuned))
+        table.add_row(*[Text(visible(cell)) for cell in cells])
+    table.add_row(
+        Text("the whole holdout"),
+        Text(f"loss {document['base_valid_loss']:.3f}\ntoken accuracy {100 * document['base_valid_token_accuracy']:.1f} %"),
+        Text(f"loss {document['best_valid_loss']:.3f}\ntoken accuracy {100 * document['best_valid_token_accuracy']:.1f} %"),
+    )
+    console().print(table)
+
+
+def _shown(answer: Answer) -> str:
+    return answer.text.strip() + (" ..." if answer.finish == "length" else "")

@@ -1,0 +1,147 @@
+"""``localsft train``: from conversations to an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localsft.cli.command import ExampleCommand, given_settings, setting_options
+from localsft.cli.models import download_bar
+from localsft.cli.output import megabytes, say, write_json
+from localsft.errors import UsageError
+
+if TYPE_CHECKING:
+    from localsft.config import TrainConfig
+    from localsft.session import Examples, LoadedModel
+    from localsft.train import Trainer
+
+
+@click.command(
+    cls=ExampleCommand,
+    name="train",
+    example="localsft train tickets.jsonl\nlocalsft train examples/billing-support --epochs 2 --rank 16 --out runs/billing",
+)
+@click.argument("data", required=False)
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="F.toml", help="Settings from a file; flags override it.")
+@click.option("--dry-run", is_flag=True, help="Read and pack the data, say what would be done, and train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON document on stdout.")
+@setting_options
+def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: bool, **values: Any) -> None:
+    """Train a LoRA adapter on DATA, a .jsonl file of conversations or a folder with train.jsonl and valid.jsonl.
+
+    The run folder gets run.json, metrics.jsonl, checkpoints and the best adapter.
+    """
+    from localsft.config import read_toml, resolve
+    from localsft.session import load_examples
+
+    given = given_settings(values) | ({} if data is None else {"data.path": data})
+    config = resolve(read_toml(config_file) if config_file else {}, given)
+    if not config.data.path:
+        raise UsageError("there is no DATA to train on; give a .jsonl file or a folder: localsft train FILE")
+    model = open_model(config.model)
+    examples = load_examples(config, model)
+    report_examples(examples)
+    if dry_run:
+        plan = dry_plan(config, examples)
+        say(f"{plan['steps']} steps of {config.batch_size} examples, {plan['epochs']:g} epochs")
+        say(f"{plan['tokens']:,} tokens, of which {plan['tokens_computed']:,} are computed after packing and sharing")
+        if as_json:
+            write_json(plan)
+        return
+    train(config, model, examples, as_json)
+
+
+def train(config: TrainConfig, model: LoadedModel, examples: Examples, as_json: bool) -> None:
+    from localsft.runs import create
+    from localsft.session import make_trainer, result
+
+    run = create(config.out, config.data.path)
+    trainer = make_trainer(config, model, examples, run, cache=frozen_cache())
+    say(f"run {run.path}: {trainer.plan.steps} steps on the {trainer.engine.info.name} engine ({trainer.engine.info.isa})")
+    reason = follow(trainer)
+    document = result(trainer)
+    run.write_info(run.info() | {"result": document | {"reason": reason}})
+    say(summary(document))
+    if as_json:
+        write_json(document)
+    if reason == "interrupted":
+        raise click.exceptions.Exit(130)
+
+
+def follow(trainer: Trainer) -> str:
+    """Train with the display and the signals' handlers; returns why it ended."""
+    from localsft.cli.interrupts import stop_request
+    from localsft.cli.progress import TrainingDisplay
+    from localsft.train import Finished
+
+    with stop_request() as stop, TrainingDisplay(trainer.plan.steps, trainer.totals.step) as display:
+        for event in trainer.events(stop):
+            display.show(event)
+            if isinstance(event, Finished):
+                return event.reason
+    raise AssertionError("the training loop ends with Finished")
+
+
+def open_model(name: str) -> LoadedModel:
+    """A base model by catalogue name, path or hub id, fetched with a bar if it is not here."""
+    from localsft.models.cache import locate
+    from localsft.session import load_model
+
+    with download_bar(name) as progress:
+        located = locate(name, progress, say)
+    return load_model(located.name, located.path)
+
+
+def frozen_cache() -> Path:
+    from localsft.models.cache import home
+
+    return home() / "frozen"
+
+
+def report_examples(examples: Examples) -> None:
+    """How many examples there are, and what was left out or changed, with the first place of each."""
+    for part, report in examples.reports.items():
+        say(
+            f"{part}: {report.examples:,} examples of {report.rows:,} rows, {report.tokens:,} tokens, {report.supervised_tokens:,} supervised"
+        )
+        for what, counter in (("left out", report.skipped), ("note", report.notes)):
+            for reason, count in counter.items():
+                say(f"  {what}: {reason}: {count:,} (first at {report.first[reason]})")
+
+
+def dry_plan(config: TrainConfig, examples: Examples) -> dict[str, Any]:
+    """What a run would do, counted on the first epoch's real batches."""
+    from localsft.data.pack import epoch_order, pack_step
+    from localsft.train import Plan
+
+    plan = Plan.of(len(examples.train), config)
+    data, size = config.data, config.batch_size
+    order = epoch_order(len(examples.train), config.seed, 0)
+    steps = [[examples.train[i] for i in order[first : first + size]] for first in range(0, len(order), size)]
+    batches = [batch for step in steps for batch in pack_step(step, data.tokens_per_pack, data.pack, data.share_prefix)]
+    return {
+        "examples": len(examples.train),
+        "valid_examples": len(examples.valid),
+        "steps": plan.steps,
+        "epochs": plan.epochs,
+        "tokens": round(sum(len(example.token_ids) for example in examples.train) * plan.epochs),
+        "tokens_computed": round(sum(batch.n_tokens for batch in batches) * plan.epochs),
+        "largest_batch_tokens": max(batch.n_tokens for batch in batches),
+        "batches_per_step": len(batches) / len(steps),
+    }
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The result in two lines."""
+    lines = [
+        f"{document['steps']} steps, {document['tokens']:,} tokens in {document['train_seconds']:.0f} s: "
+        f"{document['tokens_per_second']:,.0f} tokens/s, peak memory {megabytes(document['peak_memory_mb'] * 1e6)}"
+    ]
+    if document["best_valid_loss"] is not None:
+        base, best = document["base_valid_loss"], document["best_valid_loss"]
+        lines.append(f"valid loss {base:.3f} -> {best:.3f} at step {document['best_step']}; adapter in {document['adapter']}")
+    else:
+        lines.append(f"adapter in {document['adapter']}; there was no validation data to judge it by")
+    return "\n".join(lines)
