@@ -159,6 +159,38 @@ class ConfigReader:
         return value
 
 
+# What other families call the same number.
+_SYNONYMS = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "n_layers"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "intermediate_size": ("block_ff_dim", "n_inner", "ffn_dim"),
+    "max_position_embeddings": ("n_positions", "n_ctx", "max_seq_len", "max_sequence_length"),
+    "rms_norm_eps": ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"),
+}
+
+
+def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a family that only mlx-lm knows, with the usual names, so that ``config_from_hf`` can read it.
+
+    A text model inside of a larger one comes to the top. What the family does not have (the heads of a state-space model)
+    gets a number that takes no part in what mlx-lm computes: it reads the file itself.
+    """
+    text = values.get("text_config")
+    plain = {**values, **(text if isinstance(text, Mapping) else {}), "model_type": values.get("model_type")}
+    for name, others in _SYNONYMS.items():
+        found = next((plain[other] for other in others if plain.get(other) is not None), None)
+        if plain.get(name) is None and found is not None:
+            plain[name] = found
+    absent = {
+        "num_attention_heads": 1,
+        "intermediate_size": plain.get("hidden_size"),
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+    }
+    return absent | {name: value for name, value in plain.items() if value is not None}
+
+
 def config_from_hf(
     values: Mapping[str, Any], where: Path, *, source: Source, has_head: bool, quantization: Quantization | None
 ) -> ModelConfig:

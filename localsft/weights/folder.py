@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from localsft.errors import InputError
-from localsft.weights.config import ModelConfig, Quantization, config_from_hf
+from localsft.weights.config import ModelConfig, Quantization, config_from_hf, plain_names
 from localsft.weights.messages import shown
+from localsft.weights.names import LLAMA_LIKE
 from localsft.weights.quant import BITS
 from localsft.weights.safetensors import SafetensorsFile, SafetensorsInfo, open_safetensors
 from localsft.weights.tensor import AffineQuantized, Dense, Tensor
@@ -59,7 +60,7 @@ def open_folder(folder: Path) -> ModelFolder:
         elif kind not in ("scales", "biases"):
             tensors[name] = LazyTensor(info.shape, _dense_reader(shard, info))
     config = config_from_hf(
-        values,
+        values if values.get("model_type") in LLAMA_LIKE else plain_names(values),
         config_path,
         source="mlx" if quantization else "safetensors",
         has_head="lm_head.weight" in tensors,
@@ -179,9 +180,7 @@ def _quantized(
         raise InputError(f"{folder}: {names[2]!r} is missing beside {names[1]!r}; download the model again")
     weight, scales, biases = (stored[name][1] for name in names)
     if len(weight.shape) != 2:
-        raise InputError(
-            f"{folder}: {names[0]!r} is quantized with {len(weight.shape)} dimensions (a mixture of experts), which is not supported"
-        )
+        return _experts(names[0], (*weight.shape[:-1], weight.shape[-1] * 32 // bits), folder)
     rows, inputs = weight.shape[0], weight.shape[1] * 32 // bits
     fits = scales.shape == biases.shape == (rows, inputs // group) and inputs % group == 0 and weight.shape[1] * 32 % bits == 0
     if not fits or weight.dtype != "U32" or scales.dtype not in ("F32", "F16", "BF16") or biases.dtype != scales.dtype:
@@ -195,6 +194,15 @@ def _quantized(
         return AffineQuantized(packed, scale, bias, bits, group, bf16_scales=scales.dtype == "BF16")
 
     return LazyTensor((rows, inputs), read)
+
+
+def _experts(name: str, shape: tuple[int, ...], folder: Path) -> LazyTensor:
+    """A stack of quantized experts: the mlx engine reads the folder itself; here it has a shape, but can't be read."""
+
+    def read() -> Tensor:
+        raise InputError(f"{folder}: {name!r} is a quantized mixture of experts, which only --engine mlx can use")
+
+    return LazyTensor(shape, read)
 
 
 def _dense_reader(shard: SafetensorsFile, info: SafetensorsInfo) -> Callable[[], Tensor]:

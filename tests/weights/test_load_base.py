@@ -294,7 +294,7 @@ _DAMAGE: dict[str, tuple[Mapping[str, Any], Mapping[str, Any], str]] = {
     "scales of another shape": ({}, {"lm_head.scales": np.ones((V, 3), np.float16)}, "do not fit"),
     "scales of another dtype": ({}, {"lm_head.scales": np.ones((V, 1), np.float32)}, "do not fit"),
     "weight of another dtype": ({}, {"lm_head.weight": np.ones((V, 6), np.int32)}, "do not fit"),
-    "three dimensions": ({}, {"lm_head.weight": np.ones((V, 2, 3), np.uint32)}, "mixture of experts"),
+    "three dimensions": ({}, {"lm_head.weight": np.ones((V, 2, 3), np.uint32)}, r"has shape \(70, 2, 32\)"),
 }
 
 
@@ -389,3 +389,29 @@ def test_the_hash_covers_config_and_weights_and_nothing_else(tmp_path: Path) -> 
     assert load_base(folder).hash != first
     path = write_gguf(tmp_path / "m.gguf", "llama", llama_weights())
     assert load_base(path).hash == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_families_that_only_mlx_lm_knows_can_be_opened(tmp_path: Path) -> None:
+    """Their config.json says the same things in other words; their tensors are not compared with a llama's."""
+    config = {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 64, "layer_norm_epsilon": 1e-6, "vocab_size": 9}
+    folder = write_folder(tmp_path / "gpt2", config, {"wte.weight": np.zeros((9, 32), np.float32)})
+    found = load_base(folder).config
+    assert (found.hidden_size, found.n_heads, found.n_layers, found.max_positions, found.rms_eps) == (32, 4, 3, 64, 1e-6)
+    text = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 24, "vocab_size": 9}
+    folder = write_folder(tmp_path / "pictures", {"model_type": "gemma3", "text_config": text}, {"a.weight": np.zeros((9, 16), np.float32)})
+    found = load_base(folder).config
+    assert (found.model_type, found.hidden_size, found.ffn_size) == ("gemma3", 16, 24)
+
+
+def test_a_stack_of_quantized_experts_has_a_shape_but_is_not_read(tmp_path: Path) -> None:
+    config = {"model_type": "mixtral", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 9}
+    experts = {
+        "x.weight": np.zeros((3, 5, 8), np.uint32),
+        "x.scales": np.zeros((3, 5, 2), np.float16),
+        "x.biases": np.zeros((3, 5, 2), np.float16),
+    }
+    folder = write_folder(tmp_path / "m", {**config, "quantization": {"bits": 4, "group_size": 32}}, experts)
+    base = load_base(folder)
+    assert base.tensors.shape("x.weight") == (3, 5, 64)
+    with pytest.raises(InputError, match="only --engine mlx"):
+        base.tensors["x.weight"]
