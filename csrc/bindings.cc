@@ -45,5 +45,6 @@ PYBIND11_MODULE(_core, m) {
 
   localsft::bind_attention(m);
   localsft::bind_elements(m);
+  localsft::bind_linear(m);
   localsft::bind_pack(m);
 }

@@ -6,6 +6,7 @@ namespace localsft {
 
 void bind_attention(pybind11::module_& m);
 void bind_elements(pybind11::module_& m);
+void bind_linear(pybind11::module_& m);
 void bind_pack(pybind11::module_& m);
 
 }  // namespace localsft

@@ -1,12 +1,71 @@
-// Matrix kernels of one ISA.
+// Matrix kernels of one ISA: packing (with dequantization) into panels, the register tile, and the skinny decode path.
+//
+// A *unit* is one step of the reduction for one row or column: a float (step 1), or where the ISA multiplies bfloat16,
+// a pair of bfloat16 that are neighbours along the reduction (step 2). Units are 32 bits wide on every ISA.
 #pragma once
 #include <stdint.h>
 
 namespace localsft {
 namespace kernels {
 
+enum class Kind : int32_t { F32, F16, BF16, AFFINE };
+
+// A (rows, columns) matrix to read: a dense array with `stride` elements from row to row, or an affine-quantized weight
+// w = scale·q + bias (see weights/tensor.py for the packing).
+struct Matrix {
+  Kind kind;
+  int64_t rows, columns;
+  const void* data;
+  int64_t stride;
+  // AFFINE only: (rows, columns / group) scales and biases of kind F32, F16 or BF16; group = 2^group_log2 columns.
+  const void* scales;
+  const void* biases;
+  Kind scale_kind;
+  int32_t bits, group_log2;
+};
+
+// One stretch of the reduction: `steps` steps of a packed row tile.
+struct Segment {
+  const uint32_t* a;  // (steps, tile_rows) units
+  int64_t steps;
+};
+
+// Where a tile goes: out = tile, or out = add + tile. `out` is float or act; `add` is float, may be null or `out`
+// itself.
+struct Target {
+  void* out;
+  int64_t stride;
+  bool act;
+  const float* add;
+  int64_t add_stride;
+};
+
 struct GemmTable {
-  int unused;
+  int step;       // columns or rows of the reduction in a unit: 1 or 2
+  int tile_rows;  // rows of the register tile
+  int panel;      // columns of the register tile
+  int64_t chunk;  // steps of the reduction packed at once: a panel of that length stays in the cache
+
+  // Packs rows [row, row + count) over the columns [begin, end): the columns are the reduction. dst: (steps, width)
+  // units; lanes [count, lanes) are zero, further ones untouched. `scale` multiplies a float32 matrix, else it must
+  // be 1.
+  void (*pack_across)(const Matrix* m, int64_t row, int count, int lanes, int64_t begin, int64_t end, float scale,
+                      int width, uint32_t* dst);
+  // Packs columns [column, column + count) over the rows [begin, end): the rows are the reduction.
+  void (*pack_along)(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end, float scale,
+                     int width, uint32_t* dst);
+  // (rows, columns) of Σ over segments of a·b; b: the panel (steps of all segments, panel) units.
+  void (*tile)(const Segment* segments, int count, const uint32_t* b, int rows, int columns, const Target* target);
+
+  // out[m·out_stride + n] = x[m]·w[n] for n in [begin, end): float rows x (m, columns), m in [1, 16]; reads w once.
+  void (*decode)(const Matrix* w, int64_t begin, int64_t end, const float* x, int m, float* out, int64_t out_stride);
+  // out (columns,) = row `row` of m as floats.
+  void (*row)(const Matrix* m, int64_t row, float* out);
+
+  // max and Σ exp(x - max) over n floats.
+  void (*softmax_stats)(const float* x, int64_t n, float* max, float* sum);
+  // x = weight·exp(x - log_sum) in place.
+  void (*softmax_scale)(float* x, int64_t n, float log_sum, float weight);
 };
 
 }  // namespace kernels

@@ -11,13 +11,14 @@ namespace LOCALSFT_KERNELS {
 
 #include "kernels/attention.inl"
 #include "kernels/element.inl"
+#include "kernels/gemm.inl"
 
 const Table* table() {
   static const Table the_table = {
       LOCALSFT_TEXT(LOCALSFT_KERNELS),
       LANES,
       ACT_BF16 != 0,
-      /*gemm=*/{0},
+      gemm_table,
       attention_table,
       element_table,
   };

@@ -1,0 +1,15 @@
+// The matrix kernels of this ISA; see gemm_table.h.
+
+// clang-format off: each of these needs the ones before it
+#include "kernels/gemm_units.inl"
+#include "kernels/quant.inl"
+#include "kernels/gemm_pack.inl"
+#include "kernels/gemm_tile.inl"
+#include "kernels/gemm_decode.inl"
+#include "kernels/softmax.inl"
+// clang-format on
+
+static const GemmTable gemm_table = {
+    STEP,   GEMM_ROWS, GEMM_VECTORS * LANES, CHUNK,         pack_across, pack_along, tile,
+    decode, read_row,  softmax_stats,        softmax_scale,
+};

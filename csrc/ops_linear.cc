@@ -1,0 +1,306 @@
+#include "ops_linear.h"
+
+#include <algorithm>
+
+namespace localsft {
+
+namespace {
+
+// Slots of the scratch buffers of the caller (thread 0) and of each thread.
+enum Slot { kRows, kLowRankPanels, kDu, kTransposed, kTile, kLoraRows };
+
+// Rows that are packed and multiplied at a time: bounds the working memory, and is long enough to make dequantization
+// cheap.
+constexpr int64_t kMaxRows = 1024;
+
+// [begin, end) ranges of rows of nearly equal length.
+int64_t row_blocks(int64_t m) { return ceil_div(m, kMaxRows); }
+
+const uint8_t* act_row(const Context& ctx, const void* x, int64_t row, int64_t columns) {
+  return static_cast<const uint8_t*>(x) + row * columns * (ctx.kernels.act_bf16 ? 2 : 4);
+}
+
+// The products x·aᵀ for the adapters' a (rank, reduction): panels of tile columns packed once, used tile by tile.
+class LowRank {
+ public:
+  // Packs to `to`, units(ctx, ...) of them.
+  LowRank(const Context& ctx, const float* a, int64_t rank, int64_t reduction, uint32_t* to)
+      : g_(ctx.kernels.gemm), rank_(rank), steps_(steps_of(ctx, reduction)), panels_(to) {
+    const Matrix m = dense(Kind::F32, a, rank, reduction);
+    for (int64_t r = 0; r < rank; r += g_.panel) {
+      const int count = int(std::min<int64_t>(g_.panel, rank - r));
+      g_.pack_across(&m, r, count, int(round_up(count, ctx.kernels.lanes)), 0, reduction, 1.0f, g_.panel,
+                     to + r * steps_);
+    }
+  }
+  static int64_t units(const Context& ctx, int64_t rank, int64_t reduction) {
+    return round_up(rank, ctx.kernels.gemm.panel) * steps_of(ctx, reduction);
+  }
+  // out (rows, rank) = the packed tile · aᵀ.
+  void multiply(const uint32_t* tile, int rows, float* out, int64_t stride) const {
+    const kernels::Segment segment{tile, steps_};
+    for (int64_t r = 0; r < rank_; r += g_.panel) {
+      const kernels::Target target{out + r, stride, false, nullptr, 0};
+      g_.tile(&segment, 1, panels_ + r * steps_, rows, int(std::min<int64_t>(g_.panel, rank_ - r)), &target);
+    }
+  }
+
+ private:
+  const kernels::GemmTable& g_;
+  int64_t rank_, steps_;
+  uint32_t* panels_;
+};
+
+// The adapted members' low-rank panels, one after the other in scratch.
+std::vector<LowRank> pack_low_rank(Context& ctx, const std::vector<Member>& members, bool b) {
+  int64_t units = 0;
+  for (const Member& member : members)
+    units += LowRank::units(ctx, member.adapter.rank, b ? member.weight.rows : member.weight.columns);
+  auto* to = ctx.scratch.array<uint32_t>(0, kLowRankPanels, size_t(units));
+  std::vector<LowRank> low_rank;
+  for (const Member& member : members) {
+    const int64_t reduction = b ? member.weight.rows : member.weight.columns;
+    low_rank.emplace_back(ctx, b ? member.adapter.b : member.adapter.a, member.adapter.rank, reduction, to);
+    to += LowRank::units(ctx, member.adapter.rank, reduction);
+  }
+  return low_rank;
+}
+
+int64_t total_rank(const std::vector<Member>& members) {
+  int64_t rank = 0;
+  for (const Member& member : members) rank += member.adapter.rank;
+  return rank;
+}
+
+// Steps of all adapters' low-rank columns in a packed row tile.
+int64_t low_rank_steps(const Context& ctx, const std::vector<Member>& members) {
+  int64_t steps = 0;
+  for (const Member& member : members) steps += steps_of(ctx, member.adapter.rank);
+  return steps;
+}
+
+// Tiles of rows per task while packing: a task is a few microseconds at least.
+constexpr int64_t kTilesPerTask = 4;
+
+void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, const std::vector<Member>& members,
+                   const std::vector<LowRank>& low_rank, float* u, const std::vector<Out>& outs) {
+  const auto& g = ctx.kernels.gemm;
+  const int64_t k = members[0].weight.columns, k_steps = steps_of(ctx, k), rank = total_rank(members);
+  const int64_t steps = k_steps + low_rank_steps(ctx, members);
+  auto* packed = ctx.scratch.array<uint32_t>(0, kRows, size_t(packed_units(ctx, m, steps)));
+  const Matrix mx = dense(act_kind(ctx), x, m, k), mx_lora = dense(act_kind(ctx), x_lora, m, k);
+
+  // Each row tile: [x | scale₁·u₁ | scale₂·u₂ ...].
+  const int64_t tiles = ceil_div(m, g.tile_rows);
+  ctx.pool.run(ceil_div(tiles, kTilesPerTask), [&](int64_t task, int thread) {
+    for (int64_t t = task * kTilesPerTask; t < std::min(tiles, (task + 1) * kTilesPerTask); ++t) {
+      const int64_t row = t * g.tile_rows;
+      const int count = int(std::min<int64_t>(g.tile_rows, m - row));
+      uint32_t* tile = packed + t * steps * g.tile_rows;
+      g.pack_across(&mx, row, count, g.tile_rows, 0, k, 1.0f, g.tile_rows, tile);
+      if (rank == 0) continue;
+      const uint32_t* from = tile;
+      if (x_lora != x) {
+        auto* other = ctx.scratch.array<uint32_t>(thread, kLoraRows, size_t(k_steps * g.tile_rows));
+        g.pack_across(&mx_lora, row, count, g.tile_rows, 0, k, 1.0f, g.tile_rows, other);
+        from = other;
+      }
+      const Matrix mu = dense(Kind::F32, u, m, rank);
+      int64_t column = 0, step = k_steps;
+      for (size_t i = 0; i < members.size(); ++i) {
+        const Adapter& adapter = members[i].adapter;
+        low_rank[i].multiply(from, count, u + row * rank + column, rank);
+        g.pack_across(&mu, row, count, g.tile_rows, column, column + adapter.rank, adapter.scale, g.tile_rows,
+                      tile + step * g.tile_rows);
+        column += adapter.rank;
+        step += steps_of(ctx, adapter.rank);
+      }
+    }
+  });
+
+  std::vector<Product> products;
+  int64_t step = k_steps;
+  for (size_t i = 0; i < members.size(); ++i) {
+    const Member& member = members[i];
+    Product product{{{member.weight, true, 0}}, member.weight.rows, {{packed, steps, m, outs[i]}}};
+    if (member.adapter.rank > 0)
+      product.terms.push_back(
+          {dense(Kind::F32, member.adapter.b, member.adapter.rank, member.weight.rows), false, step});
+    step += steps_of(ctx, member.adapter.rank);
+    products.push_back(std::move(product));
+  }
+  multiply(ctx, products);
+}
+
+void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys, const std::vector<Member>& members,
+                    const std::vector<LowRank>& low_rank, const void* x, const float* u, Out dx, float* dx_lora) {
+  const auto& g = ctx.kernels.gemm;
+  const int64_t k = members[0].weight.columns, rank = total_rank(members);
+  int64_t n_steps = 0;
+  for (const Member& member : members) n_steps += steps_of(ctx, member.weight.rows);
+  const int64_t steps = n_steps + low_rank_steps(ctx, members);
+  auto* packed = ctx.scratch.array<uint32_t>(0, kRows, size_t(packed_units(ctx, m, steps)));
+  auto* du = ctx.scratch.array<float>(0, kDu, size_t(m * rank));
+
+  // Each row tile: [dy₁ | dy₂ ... | du₁ | du₂ ...], du_i = scale_i·dy_i·b_iᵀ.
+  const int64_t tiles = ceil_div(m, g.tile_rows);
+  ctx.pool.run(ceil_div(tiles, kTilesPerTask), [&](int64_t task, int) {
+    for (int64_t t = task * kTilesPerTask; t < std::min(tiles, (task + 1) * kTilesPerTask); ++t) {
+      const int64_t row = t * g.tile_rows;
+      const int count = int(std::min<int64_t>(g.tile_rows, m - row));
+      uint32_t* tile = packed + t * steps * g.tile_rows;
+      const Matrix mdu = dense(Kind::F32, du, m, rank);
+      int64_t step = 0, low_rank_step = n_steps, column = 0;
+      for (size_t i = 0; i < members.size(); ++i) {
+        const Adapter& adapter = members[i].adapter;
+        const int64_t n = members[i].weight.rows;
+        const Matrix dy = dense(act_kind(ctx), dys[i], m, n);
+        g.pack_across(&dy, row, count, g.tile_rows, 0, n, 1.0f, g.tile_rows, tile + step * g.tile_rows);
+        if (adapter.rank > 0) {
+          float* to = du + row * rank + column;
+          low_rank[i].multiply(tile + step * g.tile_rows, count, to, rank);
+          for (int r = 0; r < count; ++r)
+            for (int64_t c = 0; c < adapter.rank; ++c) to[r * rank + c] *= adapter.scale;
+          g.pack_across(&mdu, row, count, g.tile_rows, column, column + adapter.rank, 1.0f, g.tile_rows,
+                        tile + low_rank_step * g.tile_rows);
+        }
+        step += steps_of(ctx, n);
+        low_rank_step += steps_of(ctx, adapter.rank);
+        column += adapter.rank;
+      }
+    }
+  });
+
+  // duᵀ and scale·uᵀ as row operands whose reduction is over the rows: (rank tiles, m steps, tile_rows) a member.
+  const int64_t m_steps = steps_of(ctx, m);
+  int64_t units = 0;
+  for (const Member& member : members) units += packed_units(ctx, member.adapter.rank, m_steps);
+  auto* du_transposed = ctx.scratch.array<uint32_t>(0, kTransposed, size_t(2 * units));
+  auto* u_transposed = du_transposed + units;
+  if (rank > 0) {
+    ctx.pool.run(2 * int64_t(members.size()), [&](int64_t task, int) {
+      const size_t wanted = size_t(task / 2);
+      int64_t column = 0, offset = 0;
+      for (size_t i = 0; i < wanted; ++i) {
+        column += members[i].adapter.rank;
+        offset += packed_units(ctx, members[i].adapter.rank, m_steps);
+      }
+      const Adapter& adapter = members[wanted].adapter;
+      const Matrix source = dense(Kind::F32, task % 2 == 0 ? du : u, m, rank);
+      uint32_t* to = (task % 2 == 0 ? du_transposed : u_transposed) + offset;
+      for (int64_t r = 0; r < adapter.rank; r += g.tile_rows)
+        g.pack_along(&source, column + r, int(std::min<int64_t>(g.tile_rows, adapter.rank - r)), g.tile_rows, 0, m,
+                     task % 2 == 0 ? 1.0f : adapter.scale, g.tile_rows, to + r * m_steps);
+    });
+  }
+
+  std::vector<Product> products;
+  Product to_dx{{}, k, {{packed, steps, m, dx}}};
+  Product to_dx_lora{{}, k, {{packed, steps, m, {dx_lora, k, false, false}}}};
+  Product to_d_a{{{dense(act_kind(ctx), x, m, k), false, 0}}, k, {}};
+  int64_t step = 0, low_rank_step = n_steps;
+  for (const Member& member : members) {
+    to_dx.terms.push_back({member.weight, false, step});
+    step += steps_of(ctx, member.weight.rows);
+  }
+  int64_t offset = 0;
+  for (size_t i = 0; i < members.size(); ++i) {
+    const Adapter& adapter = members[i].adapter;
+    if (adapter.rank == 0) continue;
+    (dx_lora != nullptr ? to_dx_lora : to_dx)
+        .terms.push_back({dense(Kind::F32, adapter.a, adapter.rank, k), false, low_rank_step});
+    low_rank_step += steps_of(ctx, adapter.rank);
+    to_d_a.rows.push_back({du_transposed + offset, m_steps, adapter.rank, {adapter.d_a, k, false, true}});
+    const int64_t n = members[i].weight.rows;
+    products.push_back({{{dense(act_kind(ctx), dys[i], m, n), false, 0}},
+                        n,
+                        {{u_transposed + offset, m_steps, adapter.rank, {adapter.d_b, n, false, true}}}});
+    offset += packed_units(ctx, adapter.rank, m_steps);
+  }
+  if (!to_d_a.rows.empty()) products.push_back(std::move(to_d_a));
+  if (dx_lora != nullptr) products.push_back(std::move(to_dx_lora));
+  if (dx.data != nullptr) products.insert(products.begin(), std::move(to_dx));
+  multiply(ctx, products);
+}
+
+}  // namespace
+
+void linear_forward(Context& ctx, int64_t m, const void* x, const void* x_lora, const std::vector<Member>& members,
+                    float* u, const std::vector<Out>& outs) {
+  if (m == 0) return;
+  const int64_t k = members[0].weight.columns, rank = total_rank(members), blocks = row_blocks(m);
+  const auto low_rank = pack_low_rank(ctx, members, false);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = m * block / blocks, end = m * (block + 1) / blocks;
+    std::vector<Out> parts = outs;
+    for (Out& part : parts)
+      part.data = static_cast<uint8_t*>(part.data) + begin * part.stride * (part.act && ctx.kernels.act_bf16 ? 2 : 4);
+    const void* x_part = act_row(ctx, x, begin, k);
+    forward_block(ctx, end - begin, x_part, x_lora == x ? x_part : act_row(ctx, x_lora, begin, k), members, low_rank,
+                  u + begin * rank, parts);
+  }
+}
+
+void linear_backward(Context& ctx, int64_t m, const std::vector<const void*>& dys, const std::vector<Member>& members,
+                     const void* x, const float* u, Out dx, float* dx_lora) {
+  if (m == 0) return;
+  const int64_t k = members[0].weight.columns, rank = total_rank(members), blocks = row_blocks(m);
+  const auto low_rank = pack_low_rank(ctx, members, true);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = m * block / blocks, end = m * (block + 1) / blocks;
+    std::vector<const void*> parts;
+    for (size_t i = 0; i < members.size(); ++i) parts.push_back(act_row(ctx, dys[i], begin, members[i].weight.rows));
+    Out dx_part = dx;
+    if (dx.data != nullptr)
+      dx_part.data = static_cast<uint8_t*>(dx.data) + begin * k * (dx.act && ctx.kernels.act_bf16 ? 2 : 4);
+    backward_block(ctx, end - begin, parts, members, low_rank, act_row(ctx, x, begin, k), u + begin * rank, dx_part,
+                   dx_lora == nullptr ? nullptr : dx_lora + begin * k);
+  }
+}
+
+void linear_decode(Context& ctx, int64_t m, const float* x, const std::vector<Member>& members,
+                   const std::vector<float*>& outs) {
+  if (m == 0) return;
+  const auto& g = ctx.kernels.gemm;
+  const int64_t k = members[0].weight.columns, rank = total_rank(members);
+  auto* u = ctx.scratch.array<float>(0, kDu, size_t(m * rank));
+  int64_t column = 0, rows = 0;
+  for (const Member& member : members) {
+    const Matrix a = dense(Kind::F32, member.adapter.a, member.adapter.rank, k);
+    g.decode(&a, 0, member.adapter.rank, x, int(m), u + column, rank);
+    column += member.adapter.rank;
+    rows += member.weight.rows;
+  }
+  // Blocks of output columns; many, because the members' sizes differ.
+  const int64_t block = round_up(std::max<int64_t>(ceil_div(rows, 8 * ctx.pool.size()), 16), 16);
+  int64_t tasks = 0;
+  for (const Member& member : members) tasks += ceil_div(member.weight.rows, block);
+  ctx.pool.run(tasks, [&](int64_t task, int) {
+    size_t i = 0;
+    int64_t first = 0;
+    for (; task >= ceil_div(members[i].weight.rows, block); ++i) {
+      task -= ceil_div(members[i].weight.rows, block);
+      first += members[i].adapter.rank;
+    }
+    const Member& member = members[i];
+    const int64_t n = member.weight.rows, begin = task * block, end = std::min(n, begin + block);
+    g.decode(&member.weight, begin, end, x, int(m), outs[i], n);
+    for (int64_t row = 0; row < m; ++row)
+      for (int64_t r = 0; r < member.adapter.rank; ++r) {
+        const float factor = member.adapter.scale * u[row * rank + first + r];
+        const float* b = member.adapter.b + r * n;
+        float* out = outs[i] + row * n;
+        for (int64_t c = begin; c < end; ++c) out[c] += factor * b[c];
+      }
+  });
+}
+
+void embed(Context& ctx, const Matrix& w, int64_t count, const int32_t* tokens, float* out) {
+  constexpr int64_t kRowsPerTask = 32;
+  ctx.pool.run(ceil_div(count, kRowsPerTask), [&](int64_t task, int) {
+    for (int64_t i = task * kRowsPerTask; i < std::min(count, (task + 1) * kRowsPerTask); ++i)
+      ctx.kernels.gemm.row(&w, tokens[i], out + i * w.columns);
+  });
+}
+
+}  // namespace localsft

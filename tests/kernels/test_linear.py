@@ -1,0 +1,310 @@
+"""The linear operations against float64 products of exactly the operands that the ISA multiplies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from matrices import Case, make, multiplied
+from numerics import BF16_EPS, F32_EPS, act_eps, central_difference, empty_act, from_act, to_act
+
+from localsft import _core
+
+AFFINE = [f"{bits}x{group}" for bits in range(2, 9) for group in (32, 64, 128)]
+FORMS = ["f32", "f16", "bf16", *AFFINE, "4x16", "4x32:f32", "4x64:bf16", "5x32:bf16"]
+
+
+def sum_eps(terms: int) -> float:
+    """A bound of the relative error of a float32 sum of products, in units of Σ|product|: a rounding a product and a sum."""
+    return 2 * (terms + 4) * F32_EPS
+
+
+def rank_eps(ctx: Any) -> float:
+    """How far the low-rank values are rounded before they are multiplied again (du, scale·u)."""
+    return 2 * BF16_EPS if ctx.act_bf16 else 4 * F32_EPS
+
+
+def check(actual: np.ndarray, expected: np.ndarray, bound: np.ndarray | float) -> None:
+    error = np.abs(actual - expected)
+    worst = np.unravel_index(np.argmax(error - bound), error.shape) if error.size else ()
+    assert np.all(error <= bound), f"at {worst}: {actual[worst]} for {expected[worst]}, {np.count_nonzero(~(error <= bound))} wrong"
+
+
+@dataclass
+class Group:
+    """A linear group with random inputs; ``ranks[i]`` 0: no adapter."""
+
+    ctx: Any
+    cases: list[Case]
+    x: np.ndarray
+    a: list[np.ndarray | None]
+    b: list[np.ndarray | None]
+    scales: list[float]
+
+    @staticmethod
+    def make(ctx: Any, seed: int, M: int, K: int, form: str, sizes: list[int], ranks: list[int]) -> Group:
+        rng = np.random.default_rng([seed, M, K])
+        return Group(
+            ctx,
+            [make(rng, form, n, K) for n in sizes],
+            to_act(ctx, rng.normal(size=(M, K))),
+            [rng.normal(size=(r, K)).astype(np.float32) if r else None for r in ranks],
+            [rng.normal(size=(r, n)).astype(np.float32) if r else None for r, n in zip(ranks, sizes, strict=True)],
+            [0.5 + 0.25 * i for i in range(len(sizes))],
+        )
+
+    @property
+    def weights(self) -> list[_core.Weight]:
+        return [c.weight for c in self.cases]
+
+    @property
+    def rank(self) -> int:
+        return sum(a.shape[0] for a in self.a if a is not None)
+
+    def forward(self, float_out: bool = False, add: bool = False, x_lora: np.ndarray | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+        M = self.x.shape[0]
+        u = np.full((M, self.rank), np.nan, np.float32)
+        shapes = [(M, w.shape[0]) for w in self.weights]
+        if add:
+            outs = [np.full(s, 1.5, np.float32) for s in shapes]
+        else:
+            outs = [np.full(s, np.nan, np.float32) if float_out else empty_act(self.ctx, *s) for s in shapes]
+        _core.linear_forward(self.ctx, self.x, self.weights, self.a, self.b, self.scales, outs, u, add, x_lora)
+        return outs, u
+
+    def check_forward(self, float_out: bool = False, add: bool = False, x_lora: np.ndarray | None = None) -> None:
+        ctx, x = self.ctx, from_act(self.ctx, self.x)
+        K = x.shape[1]
+        outs, u = self.forward(float_out, add, x_lora)
+        source, column = x if x_lora is None else from_act(ctx, x_lora), 0
+        for case, a, b, scale, out in zip(self.cases, self.a, self.b, self.scales, outs, strict=True):
+            w = multiplied(ctx, case.exact)
+            y, size, terms = x @ w.T, np.abs(x) @ np.abs(w).T, K
+            if a is not None and b is not None:
+                a64, b64 = multiplied(ctx, a), multiplied(ctx, b)
+                u_i = u[:, column : column + a.shape[0]]
+                check(u_i, source @ a64.T, sum_eps(K) * (np.abs(source) @ np.abs(a64).T))
+                low = multiplied(ctx, np.float32(scale) * u_i)
+                y, size, terms = y + low @ b64, size + np.abs(low) @ np.abs(b64), K + a.shape[0]
+                column += a.shape[0]
+            actual = out.astype(np.float64) if float_out or add else from_act(ctx, out)
+            store = 0.0 if float_out or add else 1.01 * act_eps(ctx)  # of a sum that is itself rounded
+            check(actual, y + 1.5 * add, sum_eps(terms) * (size + 1.5 * add) + store * np.abs(y))
+        assert column == u.shape[1]
+
+    def dys(self) -> list[np.ndarray]:
+        rng = np.random.default_rng([99, *self.x.shape])
+        return [to_act(self.ctx, rng.normal(size=(self.x.shape[0], w.shape[0]))) for w in self.weights]
+
+    def backward(
+        self, dys: list[np.ndarray], u: np.ndarray, dx: np.ndarray | None, add: bool, dx_lora: np.ndarray | None = None
+    ) -> tuple[list[np.ndarray | None], list[np.ndarray | None]]:
+        d_a = [None if a is None else np.full_like(a, 0.25) for a in self.a]
+        d_b = [None if b is None else np.full_like(b, -0.5) for b in self.b]
+        _core.linear_backward(self.ctx, dys, self.weights, self.a, self.b, self.scales, self.x, u, d_a, d_b, dx, add, dx_lora)
+        return d_a, d_b
+
+    def check_backward(self, float_dx: bool = True, add: bool = False, split: bool = False) -> None:
+        ctx, x = self.ctx, from_act(self.ctx, self.x)
+        M, K = x.shape
+        _, u = self.forward()
+        dys = self.dys()
+        dx = np.full((M, K), 2.0 if add else np.nan, np.float32) if float_dx else empty_act(ctx, M, K)
+        dx_lora = np.full((M, K), np.nan, np.float32) if split else None
+        d_a, d_b = self.backward(dys, u, dx, add, dx_lora)
+
+        main, main_size, low, low_size, terms, column = (np.zeros((M, K)), np.zeros((M, K)), np.zeros((M, K)), np.zeros((M, K)), 0, 0)
+        for i, case in enumerate(self.cases):
+            dy, w = from_act(ctx, dys[i]), multiplied(ctx, case.exact)
+            main, main_size, terms = main + dy @ w, main_size + np.abs(dy) @ np.abs(w), terms + w.shape[0]
+            a, b = self.a[i], self.b[i]
+            if a is None or b is None:
+                continue
+            a64, b64, scale = multiplied(ctx, a), multiplied(ctx, b), np.float64(np.float32(self.scales[i]))
+            du, du_size = scale * (dy @ b64.T), scale * (np.abs(dy) @ np.abs(b64).T)
+            du_error = sum_eps(w.shape[0]) * du_size + rank_eps(ctx) * np.abs(du)
+            low, low_size = (
+                low + du @ a64,
+                low_size + np.abs(du) @ np.abs(a64) * (rank_eps(ctx) + sum_eps(terms + self.rank)) + du_error @ np.abs(a64),
+            )
+            s_u = scale * u[:, column : column + a.shape[0]].astype(np.float64)
+            column += a.shape[0]
+            actual_a, actual_b = d_a[i], d_b[i]
+            assert actual_a is not None and actual_b is not None
+            check(actual_a, 0.25 + du.T @ x, (du_error + sum_eps(M) * np.abs(du)).T @ np.abs(x) + sum_eps(M))
+            check(actual_b, -0.5 + s_u.T @ dy, (rank_eps(ctx) + sum_eps(M)) * (np.abs(s_u).T @ np.abs(dy)) + sum_eps(M))
+        bound = sum_eps(terms + self.rank) * main_size
+        if split:
+            assert dx_lora is not None
+            check(dx_lora, low, low_size + sum_eps(self.rank) * np.abs(low))
+        else:
+            main, bound = main + low, bound + low_size
+        actual = dx.astype(np.float64) if float_dx else from_act(ctx, dx)
+        store = 0.0 if float_dx else 1.01 * act_eps(ctx)
+        check(actual, main + 2.0 * add, bound + 2 * sum_eps(terms) * add + store * np.abs(main))
+
+
+# --- every form of weight, both orientations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(ctx: _core.Context, form: str) -> None:
+    group = Group.make(ctx, 1, 13, 384, form, [70], [0])
+    group.check_forward()
+    group.check_backward()
+
+
+@pytest.mark.parametrize("K", [1, 2, 7, 16, 31, 33, 49, 130])
+@pytest.mark.parametrize("form", ["f32", "bf16"])
+def test_odd_widths(ctx: _core.Context, form: str, K: int) -> None:
+    group = Group.make(ctx, 2, 5, K, form, [K, 3], [2, 0])
+    group.check_forward()
+    group.check_backward()
+
+
+@pytest.mark.parametrize("M", [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 131])
+@pytest.mark.parametrize("N", [1, 24, 33, 96])
+def test_odd_heights(ctx: _core.Context, M: int, N: int) -> None:
+    group = Group.make(ctx, 3, M, 96, "4x32", [N], [3])
+    group.check_forward()
+    group.check_backward()
+
+
+# --- groups, adapters, outputs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [[8, 8, 8], [8, 0, 16], [1, 2, 3], [64, 17, 0], [0, 0, 0]])
+def test_groups(ctx: _core.Context, ranks: list[int]) -> None:
+    group = Group.make(ctx, 4, 67, 192, "4x32", [192, 64, 65], ranks)
+    group.check_forward()
+    group.check_forward(float_out=True)
+    group.check_forward(add=True)
+    group.check_forward(x_lora=to_act(ctx, np.random.default_rng(5).normal(size=group.x.shape)))
+    group.check_backward()
+    group.check_backward(float_dx=False)
+    group.check_backward(add=True)
+    group.check_backward(split=True)
+
+
+@pytest.mark.parametrize("form", ["4x32", "bf16"])
+def test_long_reductions(ctx: _core.Context, form: str) -> None:
+    """More columns (and then rows) than are packed at once: partial sums go through memory."""
+    wide = Group.make(ctx, 6, 11, 9600, form, [37], [4])
+    wide.check_forward()
+    wide.check_forward(add=True)
+    tall = Group.make(ctx, 7, 11, 64, form, [9600, 40], [4, 4])
+    tall.check_backward()
+    tall.check_backward(float_dx=False)
+
+
+def test_many_rows(ctx: _core.Context) -> None:
+    """More rows than are packed at once."""
+    group = Group.make(ctx, 8, 2055, 64, "4x32", [40], [4])
+    group.check_forward()
+    group.check_backward()
+
+
+def test_without_dx(ctx: _core.Context) -> None:
+    group = Group.make(ctx, 9, 21, 64, "4x32", [40, 50], [4, 8])
+    _, u = group.forward()
+    dys = group.dys()
+    dx = np.empty((21, 64), np.float32)
+    with_dx, without = group.backward(dys, u, dx, False), group.backward(dys, u, None, False)
+    for one, other in zip([*with_dx[0], *with_dx[1]], [*without[0], *without[1]], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_rows(ctx: _core.Context) -> None:
+    group = Group.make(ctx, 10, 0, 64, "4x32", [40], [4])
+    group.check_forward()
+    group.check_backward()
+
+
+@pytest.mark.parametrize("M", [1, 30, 517])
+def test_threads_bitwise(isa: str, M: int) -> None:
+    results = []
+    for threads in (1, 2, 3):
+        group = Group.make(_core.Context(isa, threads), 11, M, 320, "4x32", [320, 100, 7], [8, 3, 0])
+        outs, u = group.forward()
+        dx = np.empty((M, 320), np.float32)
+        d_a, d_b = group.backward(group.dys(), u, dx, False)
+        results.append([*outs, u, dx, d_a[0], d_a[1], d_b[0], d_b[1]])
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_backward_is_the_gradient() -> None:
+    """The float64 formulas that the checks above use, against central differences."""
+    rng = np.random.default_rng(12)
+    x, w, a, b = rng.normal(size=(3, 5)), rng.normal(size=(4, 5)), rng.normal(size=(2, 5)), rng.normal(size=(2, 4))
+    dy, scale = rng.normal(size=(3, 4)), 0.7
+
+    def loss(_: np.ndarray) -> float:
+        return float((dy * (x @ w.T + scale * (x @ a.T) @ b)).sum())
+
+    du = scale * dy @ b.T
+    np.testing.assert_allclose(dy @ w + du @ a, central_difference(loss, x), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(du.T @ x, central_difference(loss, a), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(scale * (x @ a.T).T @ dy, central_difference(loss, b), rtol=1e-6, atol=1e-7)
+
+
+# --- decoding and embedding ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "M"), [*((form, 3) for form in FORMS), *(("4x32", M) for M in range(1, 17))])
+def test_decode(ctx: _core.Context, form: str, M: int) -> None:
+    K = 640
+    group = Group.make(ctx, 13, M, K, form, [130, 33], [8, 0])
+    x = np.random.default_rng(14).normal(size=(M, K)).astype(np.float32)
+    outs = [np.full((M, w.shape[0]), np.nan, np.float32) for w in group.weights]
+    _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, outs)
+    for case, a, b, scale, out in zip(group.cases, group.a, group.b, group.scales, outs, strict=True):
+        w, x64 = case.exact.astype(np.float64), x.astype(np.float64)
+        y, size = x64 @ w.T, np.abs(x64) @ np.abs(w).T
+        if a is not None and b is not None:
+            y, size = y + scale * (x64 @ a.T) @ b, size + scale * (np.abs(x64) @ np.abs(a).T) @ np.abs(b)
+        check(out, y, sum_eps(K + 8) * size)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_embed(ctx: _core.Context, form: str) -> None:
+    case = make(np.random.default_rng(15), form, 9, 1408)
+    tokens = np.array([0, 8, 3, 3, 7], np.int32)
+    out = np.full((5, 1408), np.nan, np.float32)
+    _core.embed(ctx, case.weight, tokens, out)
+    np.testing.assert_allclose(out, case.exact[tokens], rtol=2 * F32_EPS, atol=4 * F32_EPS)
+
+
+# --- what the bindings refuse ----------------------------------------------------------------------------------------------
+
+
+def test_refusals(ctx: _core.Context) -> None:
+    rng = np.random.default_rng(16)
+    packed, half = np.zeros((4, 8), np.uint32), np.zeros((4, 2), np.float16)
+    with pytest.raises(ValueError, match="bits"):
+        _core.affine_weight(packed, half, half, 9, 32)
+    with pytest.raises(ValueError, match="whole groups"):
+        _core.affine_weight(packed, half, half, 4, 128)
+    with pytest.raises(ValueError, match="shape"):
+        _core.affine_weight(packed, half[:, :1].copy(), half[:, :1].copy(), 4, 32)
+    with pytest.raises(TypeError, match="scales"):
+        _core.affine_weight(packed, half.astype(np.float64), half, 4, 32)
+    with pytest.raises(TypeError, match="array"):
+        _core.dense_weight(np.zeros((2, 2), np.uint16))
+    weight = make(rng, "4x32", 10, 64).weight
+    with pytest.raises(ValueError, match="tokens"):
+        _core.embed(ctx, weight, np.array([10], np.int32), np.empty((1, 64), np.float32))
+    x, out = to_act(ctx, np.zeros((2, 64))), np.empty((2, 10), np.float32)
+    no_u = np.empty((2, 0), np.float32)
+    with pytest.raises(ValueError, match="outs"):
+        _core.linear_forward(ctx, x, [weight], [None], [None], [1.0], [out[:1]], no_u, False)
+    with pytest.raises(ValueError, match="as many columns"):
+        _core.linear_forward(ctx, x[:, :32].copy(), [weight], [None], [None], [1.0], [out], no_u, False)
+    with pytest.raises(ValueError, match="16 rows"):
+        _core.linear_decode(ctx, np.zeros((17, 64), np.float32), [weight], [None], [None], [1.0], [np.empty((17, 10), np.float32)])
+    if ctx.act_bf16:
+        with pytest.raises(ValueError, match="float32 when add"):
+            _core.linear_forward(ctx, x, [weight], [None], [None], [1.0], [empty_act(ctx, 2, 10)], no_u, True)
