@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,30 +13,30 @@ from numerics import F32_EPS, act_eps, central_difference, empty_act, from_act, 
 from localsft import _core
 
 CHAIN = ((5, 9, 3, 70), (-1, 0, 1, 2))  # three deep
-BRANCHES = ((57, *[7, 20, 1, 33, 64, 65, 2, 11] * 2), (-1, *[0] * 16))
+BRANCHES = ((57, 7, 20, 1, 33, 64, 65, 2, 11), (-1, *[0] * 8))
 FOREST = ((4, 3, 30, 1, 1, 1, 17, 6), (-1, 0, 0, 2, -1, 4, 5, -1))  # parents ask as well
 
 CASES = {
     "one token": Case((1,), (-1,), 1, 1, 8),
     "one head": Case((37,), (-1,), 1, 1, 16),
-    "grouped": Case((100,), (-1,), 9, 3, 64),
+    "grouped": Case((70,), (-1,), 9, 3, 64),
     "one kv head": Case((50,), (-1,), 7, 1, 20),
     "as many kv heads": Case((70,), (-1,), 3, 3, 40),
-    "long": Case((515,), (-1,), 3, 1, 64),
+    "long": Case((387,), (-1,), 3, 1, 64),
     "head size 2": Case((33,), (-1,), 2, 1, 2),
     "head size 72": Case((40,), (-1,), 4, 2, 72),
     "head size 80": Case((67,), (-1,), 2, 1, 80),
     "head size 96": Case((67,), (-1,), 2, 2, 96),
-    "head size 128": Case((130,), (-1,), 4, 1, 128),
+    "head size 128": Case((90,), (-1,), 4, 1, 128),
     "head size 256": Case((66,), (-1,), 2, 1, 256),
     "more heads than a chunk": Case((3, 4), (-1, 0), 200, 1, 8),
     "packed": Case((64, 1, 63, 65, 2), (-1,) * 5, 6, 2, 32),
     "singles": Case((1,) * 30, (-1,) * 30, 4, 2, 16),
     "chain": Case(*CHAIN, 6, 3, 24),
-    "branches": Case(*BRANCHES, 9, 3, 64),
+    "branches": Case(*BRANCHES, 6, 2, 64),
     "forest": Case(*FOREST, 4, 2, 16),
     "subset": Case(*FOREST, 4, 2, 16, q_rows=(3, 6, 10, 30, 37, 40, 62)),
-    "subset of branches": Case(*BRANCHES, 6, 3, 64, q_rows=tuple(range(50, 300, 3))),
+    "subset of branches": Case(*BRANCHES, 6, 3, 64, q_rows=tuple(range(50, 260, 3))),
     "last token asks": Case((200,), (-1,), 4, 2, 16, q_rows=(199,)),
     "nobody asks": Case((20, 3), (-1, 0), 4, 2, 16, q_rows=()),
     "window": Case((150,), (-1,), 4, 2, 16, window=37),
@@ -85,6 +86,26 @@ def run_backward(
 
 def by_head(x: np.ndarray, heads: int, repeat: int = 1) -> np.ndarray:
     return x.reshape(len(x), heads, -1).transpose(1, 0, 2).repeat(repeat, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """float64 results for stored inputs, each with its bound."""
+
+    results: dict[str, np.ndarray]
+    bounds: dict[str, np.ndarray]
+
+
+@cache
+def expected(name: str, isa: str) -> Expected:
+    """Of CASES[name], for the inputs as `isa` stores them."""
+    case, ctx = CASES[name], _core.Context(isa, 1)
+    x = {label: from_act(ctx, a) for label, a in inputs(ctx, case).items()}
+    bounds = Bounds(ctx, case, x)
+    out, lse, _ = forward(case, x["q"], x["k"], x["v"])
+    dq, dk, dv = backward(case, x["q"], x["k"], x["v"], x["d_out"])
+    results = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+    return Expected(results, {label: getattr(bounds, label) for label in results})
 
 
 class Bounds:
@@ -168,14 +189,12 @@ def test_against_the_reference(ctx: _core.Context, name: str) -> None:
     if not len(case.rows):
         assert not any(g.any() for g in gradients)
         return
-    x = {name: from_act(ctx, a) for name, a in stored.items()}
-    bounds = Bounds(ctx, case, x)
-    expected_out, expected_lse, _ = forward(case, x["q"], x["k"], x["v"])
-    assert_within("out", from_act(ctx, out), expected_out, bounds.out)
-    assert_within("lse", lse, expected_lse, bounds.lse)
-    expected = backward(case, x["q"], x["k"], x["v"], x["d_out"])
-    for label, actual, wanted in zip(("dq", "dk", "dv"), gradients, expected, strict=True):
-        assert_within(label, from_act(ctx, actual), wanted, getattr(bounds, label))
+    want = expected(name, "avx512bf16" if ctx.act_bf16 else "baseline")  # ISAs that store alike share the reference
+    actual = {"out": from_act(ctx, out), "lse": lse} | {
+        label: from_act(ctx, g) for label, g in zip(("dq", "dk", "dv"), gradients, strict=True)
+    }
+    for label, result in actual.items():
+        assert_within(label, result, want.results[label], want.bounds[label])
 
 
 @pytest.mark.parametrize("name", CENTRAL)
