@@ -80,7 +80,7 @@ def read_messages(file: Path) -> list[Message]:
     """A JSON list of messages, or an object with "messages"."""
     import orjson
 
-    from localsft.data.formats import openai_messages
+    from localsft.data.openai import openai_messages
 
     try:
         value = orjson.loads(file.read_bytes())

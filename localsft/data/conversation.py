@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+TEXT_ROLE = "text"  # the one message of a plain-text row: no chat template, every token supervised
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class Conversation:
     tags: tuple[str, ...] = ()
     file: str = ""
     line: int = 0
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is plain text rather than a conversation."""
+        return self.messages[0].role == TEXT_ROLE
 
     @property
     def source(self) -> str:

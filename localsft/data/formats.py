@@ -1,129 +1,140 @@
-"""Rows of data files as conversations. OpenAI's chat form: {"messages": [...], "tools": [...], "tags": [...]}."""
+"""Any data file as conversations: container and shape are detected for each file, told, and held for every row."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localsft.data.conversation import ROLES, Conversation, Message
-from localsft.data.jsonl import parse_object, read_lines
-from localsft.errors import InputError
+from localsft.data.conversation import Conversation
+from localsft.data.rows import Container, Row, find_container, parse_object, read_rows
+from localsft.data.shapes import SHAPES, Shape, shape_of
+from localsft.errors import InputError, UsageError
 
-_KNOWN_MESSAGE_KEYS = frozenset(("role", "content", "weight", "train", "tool_calls"))
 SkipBad = Callable[[InputError], None]
+_OPTIONAL = ("system", "input", "tools", "tags")
+_MAP_TARGETS = ("messages", "prompt", "completion", "text", "instruction", "output", "ideal", "conversations", *_OPTIONAL)
 
 
-def read_conversations(file: str | Path, skip_bad: SkipBad | None = None) -> Iterator[Conversation]:
-    """The conversations of a JSONL file, one after the other, in bounded memory.
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A data file whose format is known. ``first``: the line that told the shape; ``mapping``: shape key -> column."""
+
+    container: Container
+    shape: Shape
+    first: int
+    mapping: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """For people: ``OpenAI chat in JSON Lines``."""
+        return self.container.label if self.shape.name == self.container.kind else f"{self.shape.name} in {self.container.label}"
+
+    def conversation(self, row: Row) -> Conversation:
+        """One row as a conversation.
+
+        Raises:
+            InputError: the row is malformed or has another shape than the file began with.
+        """
+        line, value = row
+        file = str(self.container.file)
+        where = f"{file}:{line}"
+        columns = parse_object(value, where) if isinstance(value, bytes) else value
+        if self.mapping:
+            columns = _renamed(columns, self.mapping, where)
+        if not self.shape.fits(columns):
+            raise self._misfit(columns, where)
+        return self.shape.read(columns, file, line)
+
+    def _misfit(self, row: Mapping[str, Any], where: str) -> InputError:
+        other = next((shape for shape in SHAPES if shape.fits(row)), None)
+        if other is None:
+            missing = next(key for key in self.shape.keys if key not in row)
+            return InputError(f'{where}: "{missing}" is missing, which a row of {self.shape.name} needs; add it or remove the row')
+        return InputError(
+            f"{where}: this row is {other.name}, but the file began as {self.shape.name} on line {self.first}; "
+            "put the rows into separate files or convert them with `localsft data convert`"
+        )
+
+
+def open_data(file: str | Path, mapping: Mapping[str, str] | None = None) -> DataFile:
+    """Detect the format of a file from its name, its first character and the keys of its first readable row.
+
+    Raises:
+        InputError: missing, empty, or of no known format.
+    """
+    container = find_container(Path(file))
+    problem: InputError | None = None
+    for number, (line, value) in enumerate(read_rows(container)):
+        where = f"{file}:{line}"
+        try:
+            row = parse_object(value, where) if isinstance(value, bytes) else value
+            return DataFile(container, shape_of(_renamed(row, mapping, where) if mapping else row, where), line, dict(mapping or {}))
+        except InputError as error:
+            problem = problem or error
+        if number == 100:
+            break
+    raise problem or InputError(f"{file}: the file is empty; it needs one conversation a line")
+
+
+def read_conversations(
+    file: str | Path, skip_bad: SkipBad | None = None, mapping: Mapping[str, str] | None = None
+) -> Iterator[Conversation]:
+    """The conversations of a data file, one after the other, in bounded memory.
 
     Args:
         skip_bad: gets the error of each bad row, which is then passed over; without it the first one ends the reading.
+        mapping: column names under the keys of a shape, {"prompt": "question"}.
 
     Raises:
         InputError: the file can't be read or is empty, or a row is bad: names file and line.
     """
-    path = Path(file)
-    for number, line in read_lines(path):
+    data = open_data(file, mapping)
+    for row in readable_rows(data, skip_bad):
         try:
-            yield openai_conversation(parse_object(line, f"{path}:{number}"), str(path), number)
+            conversation = data.conversation(row)
         except InputError as error:
             if skip_bad is None:
                 raise
             skip_bad(error)
+        else:
+            yield conversation
 
 
-def openai_conversation(row: Mapping[str, Any], file: str, line: int) -> Conversation:
-    """A conversation from OpenAI's chat form, checked.
+def readable_rows(data: DataFile, skip_bad: SkipBad | None = None) -> Iterator[Row]:
+    """The raw rows of a file. With ``skip_bad``, a file that is cut off or damaged after some rows counts as one bad row.
 
     Raises:
-        InputError: names file and line, what is wrong, and the remedy.
+        InputError: the file can't be read on.
     """
-    where = f"{file}:{line}"
-    messages = openai_messages(row.get("messages"), where)
-    if not any(message.role == "assistant" for message in messages):
-        raise InputError(f"{where}: no assistant turn, so nothing to learn; add the answer or remove the row")
-    return Conversation(messages, _objects(row, "tools", where), _tags(row, where), file, line)
+    rows = read_rows(data.container)
+    yield next(rows)
+    try:
+        yield from rows
+    except InputError as error:
+        if skip_bad is None:
+            raise
+        skip_bad(error)
 
 
-def openai_messages(rows: Any, where: str) -> tuple[Message, ...]:
-    """The value of "messages", checked. Raises ``InputError`` as ``openai_conversation`` does."""
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f'{where}: "messages" is missing or not a list; write {{"messages": [{{"role": ..., "content": ...}}]}}')
-    return tuple([_message(item, number, where) for number, item in enumerate(rows, 1)])
+def parse_mapping(text: str) -> dict[str, str]:
+    """``prompt=question,completion=answer`` as {"prompt": "question", "completion": "answer"}.
+
+    Raises:
+        UsageError: malformed, or a key that no shape has.
+    """
+    mapping = {}
+    for part in text.split(","):
+        target, equals, column = (piece.strip() for piece in part.partition("="))
+        if not equals or not column or target not in _MAP_TARGETS:
+            raise UsageError(f"--map {text}: {part.strip()!r} is not KEY=COLUMN with a KEY of {', '.join(_MAP_TARGETS)}")
+        mapping[target] = column
+    return mapping
 
 
-def _message(item: Any, number: int, where: str) -> Message:
-    if not isinstance(item, dict):
-        raise InputError(f'{where}: message {number} is not an object; write {{"role": ..., "content": ...}}')
-    role = item.get("role")
-    if role not in ROLES:
-        raise InputError(f"{where}: message {number} has the unknown role {role!r}; use one of {', '.join(ROLES)}")
-    content = _content(item.get("content"), number, where)
-    calls = _tool_calls(item, number, where) if item.get("tool_calls") else ()
-    if content is None and not (calls and role == "assistant"):
-        raise InputError(f"{where}: message {number} ({role}) has no content; add it or remove the message")
-    if len(item) == 2:
-        return Message(role, content)
-    extra = {key: value for key, value in item.items() if key not in _KNOWN_MESSAGE_KEYS and value is not None}
-    return Message(role, content, _weight(item, number, where), calls, extra or None)
-
-
-def _content(value: Any, number: int, where: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list):  # parts: only text can be trained
-        texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
-        if all(isinstance(text, str) for text in texts):
-            return "".join(text for text in texts if text is not None)
-        raise InputError(f"{where}: message {number} has a part that is not text; remove images, audio and files")
-    raise InputError(f"{where}: the content of message {number} is not text; write it as a JSON string")
-
-
-def _weight(item: Mapping[str, Any], number: int, where: str) -> float:
-    weight = item.get("weight", 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-        raise InputError(f"{where}: the weight of message {number} is {weight!r}; it must be a number of at least 0")
-    train = item.get("train", True)
-    if not isinstance(train, bool):
-        raise InputError(f'{where}: "train" of message {number} is {train!r}; it must be true or false')
-    return float(weight) if train else 0.0
-
-
-def _tool_calls(item: Mapping[str, Any], number: int, where: str) -> tuple[Mapping[str, Any], ...]:
-    return tuple([_tool_call(call, number, where) for call in _objects(item, "tool_calls", where)])
-
-
-def _tool_call(call: Mapping[str, Any], number: int, where: str) -> Mapping[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InputError(
-            f'{where}: a tool call of message {number} has no function name; write {{"function": {{"name": ..., "arguments": ...}}}}'
-        )
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):  # OpenAI writes an object as a string; templates want the object
-        try:
-            arguments = parse_object(arguments.encode() or b"{}", where)
-        except (InputError, UnicodeEncodeError):
-            raise InputError(f"{where}: the arguments of a tool call in message {number} are not a JSON object; correct them") from None
-    if not isinstance(arguments, dict):
-        raise InputError(f"{where}: the arguments of a tool call in message {number} are not a JSON object; correct them")
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
-
-
-def _objects(row: Mapping[str, Any], key: str, where: str) -> tuple[Mapping[str, Any], ...]:
-    value = row.get(key)
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise InputError(f'{where}: "{key}" is not a list of objects; correct or remove it')
-    return tuple(value)
-
-
-def _tags(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    value = row.get("tags", [])
-    tags = [value] if isinstance(value, str) else value
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise InputError(f'{where}: "tags" is not a list of strings; correct or remove it')
-    return tuple(tags)
+def _renamed(row: Mapping[str, Any], mapping: Mapping[str, str], where: str) -> dict[str, Any]:
+    missing = [column for target, column in mapping.items() if column not in row and target not in _OPTIONAL]
+    if missing:
+        raise InputError(f"{where}: no column {missing[0]!r} for --map (there are {', '.join(map(str, row))}); correct --map or the row")
+    return {target: row[column] for target, column in mapping.items() if column in row}

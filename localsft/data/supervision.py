@@ -72,6 +72,9 @@ def mark(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplat
     Raises:
         InputError: the template refuses the conversation, or a turn can't be found in what it wrote.
     """
+    if conversation.is_text:
+        text: str = guard(conversation.messages[0].content, tokenizer, conversation.source)
+        return [TextExample((Span("", 0.0), Span(text, 1.0, ends_turn=True)), add_end=tokenizer.eos_id is not None)]
     turns = supervised_turns(conversation.messages, mask)
     if not turns:
         return []

@@ -67,7 +67,7 @@ def test_lines_split_on_newline_bytes_only(tmp_path: Path) -> None:
         (b'{"messages": 1, "messages": 2}', "'messages' stands twice"),
         (b"[" * 100_000 + b"]" * 100_000, "not valid JSON"),
         ([], "not an object"),
-        ({}, '"messages" is missing'),
+        ({"tools": []}, '"messages" is missing, which a row of OpenAI chat needs'),
         ({"messages": []}, '"messages" is missing'),
         ({"messages": ["x"]}, "message 1 is not an object"),
         ({"messages": [USER, {"role": "bot", "content": "x"}]}, "message 2 has the unknown role 'bot'; use one of system, developer"),

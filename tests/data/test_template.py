@@ -48,8 +48,8 @@ NOW = datetime(2026, 2, 3, 4, 5)
         "{% for m in messages if m.role != 'system' %}\n  [{{ loop.index0 }}/{{ loop.length }}] {{ m.content | trim }}\n{% endfor %}\n",
         "{% for m in messages if m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}",
         "{{ tools | tojson(indent=4) }}{{ messages[1:] | length }}{{ messages[-1]['content'].strip() }}{{ strftime_now('%d %b %Y') }}",
-        "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.tool_calls %}{% break %}{% endif %}{% set ns.n = ns.n + 1 %}{% endfor %}"
-        "{{ ns.n }}",
+        "{% set n = namespace(i=0) %}{% for m in messages %}{% if m.tool_calls %}{% break %}{% endif %}{% set n.i = n.i + 1 %}{% endfor %}"
+        "{{ n.i }}",
         "{% macro say(x, y='z') %}<{{ x }}{{ y }}>{% endmacro %}{{ say('a') }}{{ say('b', y=messages[0].role) }}",
         "{% for m in messages %}{{ m.content.split(' ')[0] }}|{{ m.content.replace('e', 'E') }}{{ m.role.startswith('a') }}{% endfor %}",
         "{% for k, v in tools[0].function.items() %}{{ k }}={{ v }},{% endfor %}{{ messages | map(attribute='role') | join(',') }}",
