@@ -2,8 +2,9 @@
 
 A ggml block holds its scale (and minimum) next to its integers. Types that are affine per 32 values are repacked into
 ``AffineQuantized`` without changing a value: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 with their float16 scales, Q4_K and Q5_K, whose
-scale is a product, with float32 ones. Q2_K, Q3_K and Q6_K are affine per 16 values, which no engine carries; they become
-bfloat16. Layouts: ggml-common.h and ggml-quants.c of the ggml project.
+scale is a product, with float32 ones. IQ4_NL and IQ4_XS look 4 bits up in a table of 8-bit integers, so they are exact as 8
+bits. Q2_K, Q3_K and Q6_K are affine per 16 values, which no engine carries; they become bfloat16. Layouts: ggml-common.h and
+ggml-quants.c of the ggml project.
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ _LAYOUTS: dict[str, np.dtype[np.void]] = {
     "Q8_0": np.dtype([("d", "<f2"), ("qs", "u1", 32)]),
     "Q4_K": np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)]),
     "Q5_K": np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]),
+    "IQ4_NL": np.dtype([("d", "<f2"), ("qs", "u1", 16)]),
+    "IQ4_XS": np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", 128)]),
     "Q2_K": np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")]),
     "Q3_K": np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")]),
     "Q6_K": np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]),
 }
-_AFFINE_BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4, "Q5_K": 5}
+_AFFINE_BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4, "Q5_K": 5, "IQ4_NL": 8, "IQ4_XS": 8}
+_ZERO = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "IQ4_NL": 128, "IQ4_XS": 128}  # the q that stands for 0, where there is no minimum
 _GROUP = 32
+
+# ggml's kvalues_iq4nl (-127, -104, ..., 89, 113) plus 128.
+_IQ4_TABLE = np.array([1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241], np.uint8)
 
 READABLE_TYPES = ("F32", "F16", "BF16", *_LAYOUTS)
 
@@ -81,11 +88,15 @@ def _scales_and_biases(blocks: Blocks, type_name: str) -> tuple[Floats, Floats]:
         sixteenths, minima = _split_k_scales(blocks["scales"])
         d, dmin = blocks["d"].astype(np.float32), blocks["dmin"].astype(np.float32)
         return d[..., None] * sixteenths, -dmin[..., None] * minima  # 11 bits times 6 bits: exact in float32
+    if type_name == "IQ4_XS":
+        low = _nibbles(blocks["scales_l"], 1).reshape(*blocks.shape, 8)
+        high = (blocks["scales_h"][..., None] >> np.arange(0, 16, 2, dtype=np.uint16)) & np.uint16(3)
+        scale = blocks["d"].astype(np.float32)[..., None] * ((low | (high << np.uint16(4))).astype(np.float32) - 32)
+        return scale, np.float32(-_ZERO[type_name]) * scale
     d = np.ascontiguousarray(blocks["d"])
     if "m" in (blocks.dtype.names or ()):
         return d, np.ascontiguousarray(blocks["m"])
-    zero = np.float32({"Q4_0": 8, "Q5_0": 16, "Q8_0": 128}[type_name])
-    biases = -zero * d.astype(np.float32)
+    biases = np.float32(-_ZERO[type_name]) * d.astype(np.float32)
     if np.abs(biases[np.isfinite(biases)]).max(initial=0) > np.finfo(np.float16).max:
         return d.astype(np.float32), biases  # a power of two times d always fits float32, but d > 65504/128 not float16
     return d, biases.astype(np.float16)
@@ -135,6 +146,11 @@ def _q8(blocks: Blocks) -> Bytes:
     return np.asarray(blocks["qs"] ^ 0x80)  # two's complement plus 128
 
 
+def _iq4(blocks: Blocks) -> Bytes:
+    values: Bytes = _IQ4_TABLE[_nibbles(blocks["qs"], 16)]
+    return values
+
+
 def _q4_k(blocks: Blocks) -> Bytes:
     return _nibbles(blocks["qs"], 32)
 
@@ -147,6 +163,7 @@ def _q5_k(blocks: Blocks) -> Bytes:
 
 _INTEGERS: dict[str, Callable[[Blocks], Bytes]] = {
     "Q4_0": _q4, "Q4_1": _q4, "Q5_0": _q5, "Q5_1": _q5, "Q8_0": _q8, "Q4_K": _q4_k, "Q5_K": _q5_k,
+    "IQ4_NL": _iq4, "IQ4_XS": _iq4,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from localsft.weights.tensor import AffineQuantized, Dense
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is the oracle of the block layouts")
 
-EXACT = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4, "Q5_K": 5}
+EXACT = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4, "Q5_K": 5, "IQ4_NL": 8, "IQ4_XS": 8}
 TO_BF16 = ("Q2_K", "Q3_K", "Q6_K")
 
 
@@ -40,7 +40,7 @@ def test_affine_types_keep_every_value(type_name: str, rows: int, columns: int) 
     tensor = decode(raw.reshape(-1), type_name, (rows, columns))
     assert isinstance(tensor, AffineQuantized)
     assert (tensor.bits, tensor.group_size, tensor.shape) == (EXACT[type_name], 32, (rows, columns))
-    assert tensor.scales.dtype == (np.float32 if type_name.endswith("_K") else np.float16)
+    assert tensor.scales.dtype == (np.float32 if type_name in ("Q4_K", "Q5_K", "IQ4_XS") else np.float16)
     assert np.array_equal(as_f32(tensor), _oracle(raw, type_name))
 
 
@@ -74,7 +74,7 @@ def test_dense_types_are_views(type_name: str, shape: tuple[int, ...]) -> None:
     assert np.array_equal(as_f32(tensor), _oracle(raw.reshape(*shape[:-1], -1), type_name))
 
 
-@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "IQ4_NL"])
 def test_a_scale_whose_bias_float16_cannot_hold_is_kept_in_float32(type_name: str) -> None:
     raw = _random_blocks(type_name, 2, 64)
     raw[1, 0:2] = np.array([-60000], "<f2").view(np.uint8)

@@ -198,9 +198,9 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
 
 
 def test_a_type_that_is_known_but_not_readable_says_so(tmp_path: Path) -> None:
-    iq4_xs = 23
-    file = open_gguf(_write(tmp_path, gguf(tensors=[tensor("blk.0.ffn_up.weight", [256], iq4_xs)], data=bytes(136))))
-    with pytest.raises(InputError, match=r"'blk.0.ffn_up.weight' has type IQ4_XS, which can't be read; get the model as"):
+    iq3_s = 21
+    file = open_gguf(_write(tmp_path, gguf(tensors=[tensor("blk.0.ffn_up.weight", [256], iq3_s)], data=bytes(110))))
+    with pytest.raises(InputError, match=r"'blk.0.ffn_up.weight' has type IQ3_S, which can't be read; get the model as"):
         file.tensor("blk.0.ffn_up.weight")
 
 

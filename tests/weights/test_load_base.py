@@ -219,6 +219,15 @@ def test_the_layout_of_a_hub_cache(tmp_path: Path) -> None:
         load_base(snapshot)
 
 
+def test_a_blobs_folder_counts_only_beside_snapshots(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "revisions" / "m", LLAMA, llama_weights())
+    (tmp_path / "blobs").mkdir()
+    (folder / "model.safetensors").rename(tmp_path / "blobs" / "0123")
+    (folder / "model.safetensors").symlink_to(tmp_path / "blobs" / "0123")
+    with pytest.raises(InputError, match="outside of the model folder"):
+        load_base(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
 def test_links_out_of_a_folder_are_refused(name: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", LLAMA, llama_weights())
