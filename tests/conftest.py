@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import platformdirs
 import pytest
+
+from localsft.models.cache import home
 
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -17,8 +18,7 @@ def smollm2_path() -> Path:
     named = os.environ.get("LOCALSFT_TEST_SMOLLM2")
     if named:
         return Path(named)
-    home = Path(os.environ.get("LOCALSFT_HOME") or platformdirs.user_cache_dir("localsft"))
-    found = sorted(home.rglob(_SMOLLM2))
+    found = sorted(home().rglob(_SMOLLM2))
     if not found:
-        pytest.skip(f"{_SMOLLM2} is neither named by LOCALSFT_TEST_SMOLLM2 nor under {home} (`localsft models pull` fetches it)")
+        pytest.skip(f"{_SMOLLM2} is neither named by LOCALSFT_TEST_SMOLLM2 nor under {home()} (`localsft models pull` fetches it)")
     return found[0]

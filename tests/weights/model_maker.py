@@ -60,6 +60,11 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
     return folder
 
 
+def edit_config(path: Path, change: Mapping[str, Any]) -> None:
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in {**values, **change}.items() if value != "absent"}))
+
+
 def write_gguf(
     path: Path,
     architecture: str,

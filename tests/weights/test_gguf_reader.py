@@ -139,7 +139,7 @@ def load_base_bytes(path: Path, content: bytes) -> None:
     load_base(path)
 
 
-_FUZZ = settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @_FUZZ

@@ -206,7 +206,7 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 7)), max_size=6), cut=st.integers(0, 500))
 def test_damage_raises_nothing_but_input_errors(flips: list[tuple[int, int]], cut: int, small_file: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
