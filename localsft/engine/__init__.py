@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localsft.config import LoraConfig, OptimConfig
 from localsft.engine.base import Engine
-from localsft.errors import UsageError
+from localsft.errors import MissingPart, UsageError
 
 if TYPE_CHECKING:
     from localsft.weights.load import BaseModel
@@ -59,4 +60,10 @@ def open_engine(
         if cache is not None:
             engine.keep_frozen(cache)
         return engine
-    raise UsageError(f"--engine {name}: there is no such engine; choose auto or cpu")
+    if chosen == "mlx":
+        if find_spec("mlx") is None or find_spec("mlx_lm") is None:
+            raise MissingPart(f"--engine {name} needs MLX, which is not installed: run pip install 'localsft[mlx]', or use --engine cpu")
+        from localsft.engine.mlx.engine import MlxEngine
+
+        return MlxEngine(base, lora, optim, seed=seed, checkpoint=checkpoint)
+    raise UsageError(f"--engine {name}: there is no such engine; choose auto, cpu or mlx")

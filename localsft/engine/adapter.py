@@ -20,7 +20,7 @@ from localsft.errors import InputError, UsageError
 
 Shape = tuple[int, ...]
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")  # h and blocks: gpt2 and a few more
 
 # Linears that some families fuse: adapted when all of their parts are targets.
 _FUSED = {
@@ -62,8 +62,8 @@ def _in_targets(linears: Mapping[str, Shape], targets: Sequence[str]) -> dict[st
     if set(targets) >= set(LINEARS):
         return dict(linears)
     kinds = {name: name.rpartition(".")[2] for name in linears}
-    wanted = {kind for kind in set(kinds.values()) if set(_FUSED.get(kind, (kind,))) <= set(targets)}
-    covered = {part for kind in wanted for part in _FUSED.get(kind, (kind,))}
+    wanted = {kind for kind in set(kinds.values()) if kind in targets or set(_FUSED.get(kind, (kind,))) <= set(targets)}
+    covered = wanted | {part for kind in wanted for part in _FUSED.get(kind, ())}
     if missing := [target for target in targets if target not in covered]:
         raise UsageError(
             f"lora.targets (--targets): this model has no linear layer {', '.join(missing)} that can be adapted by itself; "
