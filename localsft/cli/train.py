@@ -103,9 +103,8 @@ def frozen_cache() -> Path:
 def report_examples(examples: Examples) -> None:
     """How many examples there are, and what was left out or changed, with the first place of each."""
     for part, report in examples.reports.items():
-        say(
-            f"{part}: {report.examples:,} examples of {report.rows:,} rows, {report.tokens:,} tokens, {report.supervised_tokens:,} supervised"
-        )
+        tokens = f"{report.tokens:,} tokens, {report.supervised_tokens:,} supervised"
+        say(f"{part}: {report.examples:,} examples of {report.rows:,} rows, {tokens}")
         for what, counter in (("left out", report.skipped), ("note", report.notes)):
             for reason, count in counter.items():
                 say(f"  {what}: {reason}: {count:,} (first at {report.first[reason]})")

@@ -79,7 +79,7 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
 def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"{sys.executable} -m localsft models show smollm2-135m-instruct --json; echo code $? >&2"
     result = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True, cwd=ROOT)
-    assert result.stderr in ("code 141\n", "code 0\n")
+    assert result.stderr in ("code 141\n", "code 0\n")  # 0: it was faster than its reader's end
 
 
 def test_what_models_list_says_is_results_only(localsft: Localsft) -> None:
