@@ -1,11 +1,59 @@
-# Targets for people: demo, test, install. For development: core, lint, test-all, bench.
+# For people:        make demo, make install, make test
+# For development:   make core, make lint, make test-all, make bench, make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MODEL := smollm2-135m-instruct
 
-# The extension, built in place (localsft/_core*.so) for a checkout that is run from its own folder.
-.PHONY: core
+SOURCES := pyproject.toml CMakeLists.txt README.md $(shell find csrc localsft models examples -type f ! -name '*.so' ! -path '*/__pycache__/*')
+
+.PHONY: install demo test test-all lint bench core clean compiler
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/localsft demo
+
+# The tests run on the checkout's Python files with the extension that was built for the installed package, so that it is
+# compiled only once; tests/test_installed.py looks at the installed package itself.
+test: $(VENV)/tests-installed
+	$(MAKE) --no-print-directory lint
+	LOCALSFT_TEST_SMOLLM2=$$($(BIN)/localsft models pull $(MODEL)) $(BIN)/python -m pytest $(TESTS)
+
+test-all: $(VENV)/tests-installed
+	$(MAKE) --no-print-directory lint
+	LOCALSFT_TEST_SMOLLM2=$$($(BIN)/localsft models pull $(MODEL)) $(BIN)/python -m pytest -m 'slow or not slow' $(TESTS)
+
+lint: $(VENV)/tests-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cc' -o -name '*.inl')
+
+$(VENV)/pip: | compiler
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "localsft needs Python 3.10 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/installed: $(VENV)/pip $(SOURCES)
+	$(BIN)/python -m pip install --quiet .
+	@touch $@
+
+$(VENV)/tests-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet '.[test]'
+	cp $$($(BIN)/python -I -c 'from localsft import _core; print(_core.__file__)') localsft/
+	@touch $@
+
+compiler:
+	@command -v $${CXX:-c++} > /dev/null || { echo "a C++17 compiler is needed (Debian: apt install g++; macOS: xcode-select --install)"; exit 1; }
+
+# The extension, built in place (localsft/_core*.so) with the tools of the active environment, for work on csrc/.
 core:
 	cmake -S . -B build/inplace -G Ninja -DPython_EXECUTABLE=$$(command -v python) -Dpybind11_DIR=$$(python -m pybind11 --cmakedir) > /dev/null
 	cmake --build build/inplace
 	cmake --install build/inplace --prefix . > /dev/null
+
+clean:
+	rm -rf $(VENV) build dist localsft/_core*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
