@@ -84,30 +84,46 @@ def encode_marked(marked: Sequence[tuple[Conversation, Sequence[TextExample]]], 
     return results
 
 
-def _example(
-    text: TextExample, span_ids: list[list[int]], tokenizer: Tokenizer, max_length: int, source: str
-) -> tuple[Example | None, str]:
-    """The example, or None and why it is left out; with an example, what was done to it."""
-    weights = [span.weight for span in text.spans]
-    ends = [span.ends_turn and span.weight > 0 for span in text.spans]
+def _example(text: TextExample, span_ids: list[bytes], tokenizer: Tokenizer, max_length: int, source: str) -> tuple[Example | None, str]:
+    """The example, or None and why it is left out; with an example, what was done to it. ``span_ids``: bytes of int32."""
     if text.add_end and tokenizer.eos_id is not None:
-        span_ids[-1] = [*span_ids[-1], tokenizer.eos_id]
-    if tokenizer.add_bos and tokenizer.bos_id is not None and next((span[0] for span in span_ids if span), None) != tokenizer.bos_id:
-        span_ids[0] = [tokenizer.bos_id, *span_ids[0]]
-    counts = np.array([len(span) for span in span_ids])
-    total = int(counts.sum())
-    keep = len(counts)
-    if total > max_length:
-        whole = np.cumsum(counts)
-        keep = max((i + 1 for i, length in enumerate(whole) if length <= max_length and ends[i]), default=0)
+        span_ids[-1] += _id_bytes(tokenizer.eos_id)
+    if tokenizer.add_bos and tokenizer.bos_id is not None and not b"".join(span_ids).startswith(_id_bytes(tokenizer.bos_id)):
+        span_ids[0] = _id_bytes(tokenizer.bos_id) + span_ids[0]
+    keep, problem = len(span_ids), ""
+    if sum(map(len, span_ids)) > 4 * max_length:
+        keep = _whole_turns(text, span_ids, max_length)
         if keep == 0:
             return None, TOO_LONG
-    token_ids = np.fromiter((token for span in span_ids[:keep] for token in span), np.int32, int(counts[:keep].sum()))
-    target_weights = np.repeat(np.array(weights[:keep], np.float32), counts[:keep])
+        problem = TRUNCATED
+    token_ids = np.frombuffer(b"".join(span_ids[:keep]), np.int32)
+    target_weights = np.zeros(len(token_ids), np.float32)
+    position = 0
+    for span, ids in zip(text.spans[:keep], span_ids, strict=False):
+        end = position + len(ids) // 4
+        if span.weight:
+            target_weights[position:end] = span.weight
+        position = end
     target_weights[:1] = 0  # nothing predicts the first token
     if not target_weights.any():
         return None, NO_TARGET
-    return Example(token_ids, target_weights, source), TRUNCATED if keep < len(counts) and total > max_length else ""
+    return Example(token_ids, target_weights, source), problem
+
+
+def _whole_turns(text: TextExample, span_ids: list[bytes], max_length: int) -> int:
+    """How many spans to keep so that the last supervised turn among them is whole and all fit; 0 if none does."""
+    keep = length = 0
+    for number, (span, ids) in enumerate(zip(text.spans, span_ids, strict=True), 1):
+        length += len(ids) // 4
+        if length > max_length:
+            break
+        if span.ends_turn and span.weight > 0:
+            keep = number
+    return keep
+
+
+def _id_bytes(token_id: int) -> bytes:
+    return np.int32(token_id).tobytes()
 
 
 def render_prompt(
@@ -118,7 +134,7 @@ def render_prompt(
     text = template.render(
         template_messages(messages, tokenizer, source), guard(list(tools), tokenizer, source), add_generation_prompt=True, source=source
     )
-    ids = tokenizer.encode_spans([[text]], guard=GUARD)[0][0]
+    ids: list[int] = np.frombuffer(tokenizer.encode_spans([[text]], guard=GUARD)[0][0], np.int32).tolist()
     if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         return [tokenizer.bos_id, *ids]
     return ids

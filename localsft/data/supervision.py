@@ -12,6 +12,7 @@ rendered as the model will see it. What can't be aligned is an error that names 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -23,6 +24,7 @@ from localsft.errors import InputError
 from localsft.tokenizer import Tokenizer
 
 Mask = Literal["assistant", "last", "all"]
+_MARK = re.compile(f"[{''.join(MARKS)}]")
 
 # What was done to a row, for reports.
 SPLIT = "one example for each assistant turn, as the template rewrites earlier turns"
@@ -88,21 +90,19 @@ def template_messages(messages: Sequence[Message], tokenizer: Tokenizer, source:
     """Messages as templates read them, with every control token that somebody typed broken up by GUARD characters."""
     rows: list[dict[str, Any]] = []
     for message in messages:
-        row: dict[str, Any] = {"role": message.role, "content": message.content}
+        rows.append({"role": message.role, "content": guard(message.content, tokenizer, source)})
         if message.tool_calls:
-            row["tool_calls"] = message.tool_calls
+            rows[-1]["tool_calls"] = guard(message.tool_calls, tokenizer, source)
         if message.extra:
-            row |= message.extra
-        rows.append({key: guard(value, tokenizer, source) for key, value in row.items()})
+            rows[-1] |= guard(message.extra, tokenizer, source)
     return rows
 
 
 def guard(value: Any, tokenizer: Tokenizer, source: str) -> Any:
     """``value`` (a JSON value) with GUARD characters inside every control token's text."""
     if isinstance(value, str):
-        for character in MARKS:
-            if character in value:
-                raise InputError(f"{source}: the text holds U+{ord(character):04X}, which Unicode keeps out of texts; remove it")
+        if not value.isascii() and (found := _MARK.search(value)):
+            raise InputError(f"{source}: the text holds U+{ord(found[0]):04X}, which Unicode keeps out of texts; remove it")
         pattern = tokenizer.control_pattern
         while pattern is not None and pattern.search(value):
             value = pattern.sub(lambda match: GUARD.join(match[0]), value)

@@ -21,6 +21,7 @@ MAX_OUTPUT = 64 << 20  # characters
 # Unicode noncharacters, "intended for process-internal use": they stand in no text, so they can mark places in one.
 GUARD, OPEN, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = (GUARD, OPEN, CLOSE)
+_FLAT = frozenset(("role", "content"))  # of a message: texts
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
@@ -84,7 +85,7 @@ class ChatTemplate:
 def _copy(value: Any) -> Any:
     """Fresh lists and dicts: a template may call their methods, pop and clear among them."""
     if isinstance(value, Mapping):
-        return {key: child if type(child) is str else _copy(child) for key, child in value.items()}
+        return dict(value) if _FLAT.issuperset(value) else {key: _copy(child) for key, child in value.items()}
     return [_copy(child) for child in value] if isinstance(value, list | tuple) else value
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from localsft.tokenizer.plain import PlainEncoder
 
@@ -66,26 +67,6 @@ class Vocabulary:
     source: str = ""
 
 
-@dataclass(slots=True)
-class _Run:
-    """Plain text between control tokens, to be encoded."""
-
-    text: str
-    prefix: bool
-
-
-@dataclass(slots=True)
-class _Memo:
-    ids: dict[tuple[bool, str], list[int]] = field(default_factory=dict)
-
-    def keep(self, key: tuple[bool, str], ids: list[int]) -> None:
-        if len(key[1]) > _MEMO_CHARS:
-            return
-        if len(self.ids) >= _MEMO_RUNS:
-            self.ids.clear()
-        self.ids[key] = ids
-
-
 class Tokenizer:
     """Encodes and decodes with one model's vocabulary. Make one with ``load_tokenizer``.
 
@@ -97,9 +78,10 @@ class Tokenizer:
         self._encoder = vocabulary.encoder
         self._bytes = vocabulary.token_bytes
         self._strip_first_space = vocabulary.strip_first_space
-        self._memo = _Memo()
+        self._memo: dict[tuple[str, bool], bytes] = {}
         self._control = {token.text: token for token in vocabulary.control}
         self._control_ids = frozenset(token.id for token in vocabulary.control)
+        self._id_bytes = {token.id: array("i", [token.id]).tobytes() for token in vocabulary.control}
         self._control_pattern = _control_pattern(vocabulary.control)
         self.bos_id = vocabulary.bos_id
         self.eos_id = vocabulary.eos_id
@@ -129,40 +111,38 @@ class Tokenizer:
         return self.encode_batch([text], parse_special)[0]
 
     def encode_batch(self, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
-        """``encode`` of many texts, on all cores."""
-        if not parse_special:
-            prefix = self._encoder.prefix_at_start
-            return self._encode_runs([_Run(text, prefix) for text in texts])
-        return [spans[0] for spans in self.encode_spans([[text] for text in texts])]
+        """``encode`` of many texts."""
+        if parse_special:
+            found = [b"".join(spans) for spans in self.encode_spans([[text] for text in texts])]
+        else:
+            found = self._encode_runs([(text, self._encoder.prefix_at_start) for text in texts])
+        return [array("i", ids).tolist() for ids in found]
 
-    def encode_spans(self, documents: Sequence[Sequence[str]], guard: str | None = None) -> list[list[list[int]]]:
+    def encode_spans(self, documents: Sequence[Sequence[str]], guard: str | None = None) -> list[list[bytes]]:
         """Token ids of rendered texts, each cut into consecutive spans so that no token crosses a cut.
 
         Control tokens in the text become control ids, except where their text holds the character ``guard``, which is
-        taken out: so a renderer marks what somebody typed. Returns ids for each document and each of its spans.
+        taken out: so a renderer marks what somebody typed. Returns the ids of each span of each document, as the bytes of
+        int32 in the machine's order.
         """
-        parts: list[list[list[int | _Run]]] = []
-        runs: list[_Run] = []
+        pieces: list[list[list[bytes | tuple[str, bool]]]] = []
+        runs: list[tuple[str, bool]] = []
         for document in documents:
-            parts.append(spans := [])
+            pieces.append(spans := [])
             prefix = self._encoder.prefix_at_start
             for span in document:
-                found: list[int | _Run] = []
+                found: list[bytes | tuple[str, bool]] = []
                 for piece in self._split_control(span):
-                    if isinstance(piece, int):
-                        found.append(piece)
+                    if isinstance(piece, bytes):
                         prefix = self._encoder.prefix_after_control
-                        continue
-                    run = _Run(piece.replace(guard, "") if guard else piece, prefix)
-                    found.append(run)
-                    runs.append(run)
-                    prefix = False
+                        found.append(piece)
+                    else:
+                        found.append(run := (piece.replace(guard, "") if guard else piece, prefix))
+                        runs.append(run)
+                        prefix = False
                 spans.append(found)
         encoded = iter(self._encode_runs(runs))
-        return [
-            [[token for piece in span for token in ((piece,) if isinstance(piece, int) else next(encoded))] for span in document]
-            for document in parts
-        ]
+        return [[b"".join([p if isinstance(p, bytes) else next(encoded) for p in span]) for span in document] for document in pieces]
 
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """The text of ``ids``; bytes that are no UTF-8 become U+FFFD. ``skip_control`` leaves control tokens out."""
@@ -177,36 +157,42 @@ class Tokenizer:
         """The bytes one id stands for; a control token stands for its name."""
         return self._bytes[token_id]
 
-    def _split_control(self, text: str) -> Iterable[int | str]:
-        if not text:
-            return
+    def _split_control(self, text: str) -> Iterable[bytes | str]:
+        """Runs of plain text, and the bytes of the ids of control tokens."""
         if self._control_pattern is None:
-            yield text
-            return
+            return [text] if text else []
+        pieces: list[bytes | str] = []
         start = 0
         for match in self._control_pattern.finditer(text):
             token = self._control[match[0]]
             before = text[start : match.start()]
             if before := before.rstrip() if token.lstrip else before:
-                yield before
-            yield token.id
+                pieces.append(before)
+            pieces.append(self._id_bytes[token.id])
             start = match.end()
             if token.rstrip:
                 start = len(text) - len(text[start:].lstrip())
         if start < len(text):
-            yield text[start:]
+            pieces.append(text[start:])
+        return pieces
 
-    def _encode_runs(self, runs: Sequence[_Run]) -> list[list[int]]:
-        memo = self._memo.ids
-        found = [memo.get((run.prefix, run.text)) for run in runs]
-        fresh: dict[tuple[bool, str], list[int]] = {}
+    def _encode_runs(self, runs: Sequence[tuple[str, bool]]) -> list[bytes]:
+        memo = self._memo
+        fresh = list({run: None for run in runs if run not in memo})
+        if len(memo) > _MEMO_RUNS:
+            memo.clear()
+            fresh = list(dict.fromkeys(runs))
+        found: dict[tuple[str, bool], bytes] = {}
         for prefix in (False, True):
-            texts = list(dict.fromkeys(run.text for run, ids in zip(runs, found, strict=True) if ids is None and run.prefix is prefix))
+            texts = [text for text, wanted in fresh if wanted is prefix]
             if texts:
-                fresh |= zip(((prefix, text) for text in texts), self._encoder.encode_runs(texts, prefix=prefix), strict=True)
-        for key, ids in fresh.items():
-            self._memo.keep(key, ids)
-        return [fresh[run.prefix, run.text] if ids is None else ids for run, ids in zip(runs, found, strict=True)]
+                keys = [(text, prefix) for text in texts]
+                found |= zip(keys, self._encoder.encode_runs(texts, prefix=prefix), strict=True)
+        memo.update((run, ids) for run, ids in found.items() if len(run[0]) <= _MEMO_CHARS)
+        return [found[run] if run in found else memo[run] for run in runs]
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_memo": {}}  # a copy for another process starts without the memo
 
     def _find_stop_ids(self, vocabulary: Vocabulary) -> frozenset[int]:
         named = {token.id for token in vocabulary.control if token.text in _STOP_NAMES}

@@ -6,14 +6,19 @@ by a user stays text. ``localsft.tokenizer.core`` puts the control tokens in.
 
 from __future__ import annotations
 
+import re
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from localsft.errors import InputError
+from localsft.tokenizer.words import WordSplitter
 
 if TYPE_CHECKING:
     import sentencepiece
     import tokenizers
+
+_MEMO_WORDS = 1 << 18
 
 
 class PlainEncoder(Protocol):
@@ -26,8 +31,8 @@ class PlainEncoder(Protocol):
     prefix_at_start: bool
     prefix_after_control: bool
 
-    def encode_runs(self, texts: Sequence[str], *, prefix: bool) -> list[list[int]]:
-        """Ids of each text on its own, on all cores; ``prefix``: with the vocabulary's leading space, if it has one."""
+    def encode_runs(self, texts: Sequence[str], *, prefix: bool) -> list[bytes]:
+        """Ids of each text on its own, as the bytes of int32; ``prefix``: with the vocabulary's leading space, if it has one."""
         ...
 
 
@@ -37,7 +42,10 @@ def unreachable(token_id: int) -> str:
 
 
 class BpeEncoder:
-    """Plain text over the ``tokenizers`` package."""
+    """Plain text over the ``tokenizers`` package, on all cores; ``words`` cuts what it can, so that words are encoded once.
+
+    ``fixed``: texts that are tokens wherever they stand; a run with one of them is not cut into words.
+    """
 
     def __init__(
         self,
@@ -45,15 +53,38 @@ class BpeEncoder:
         prefixed: tokenizers.Tokenizer | None = None,
         *,
         prefix_after_control: bool = False,
+        words: WordSplitter | None = None,
+        fixed: Sequence[str] = (),
     ) -> None:
         self._bare = bare
         self._prefixed = prefixed or bare
+        self._splitter = words
+        self._fixed = re.compile("|".join(map(re.escape, fixed))) if fixed else None
+        self._words: dict[str, bytes] = {}
         self.prefix_at_start = prefixed is not None
         self.prefix_after_control = prefix_after_control
 
-    def encode_runs(self, texts: Sequence[str], *, prefix: bool) -> list[list[int]]:
-        encoder = self._prefixed if prefix else self._bare
-        return [encoding.ids for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+    def encode_runs(self, texts: Sequence[str], *, prefix: bool) -> list[bytes]:
+        if self._splitter is None or (prefix and self._prefixed is not self._bare):
+            return self._encode(self._prefixed if prefix else self._bare, texts)
+        fixed, split = self._fixed, self._splitter.split
+        cut = [None if fixed and fixed.search(text) else split(text) for text in texts]
+        if len(self._words) > _MEMO_WORDS:
+            self._words.clear()
+        known = self._words
+        fresh = list({word for words in cut if words is not None for word in words if word not in known})
+        whole = [text for text, words in zip(texts, cut, strict=True) if words is None]
+        ids = self._encode(self._bare, [*fresh, *whole])
+        known.update(zip(fresh, ids, strict=False))
+        rest = iter(ids[len(fresh) :])
+        return [next(rest) if words is None else b"".join([known[word] for word in words]) for words in cut]
+
+    def _encode(self, encoder: tokenizers.Tokenizer, texts: Sequence[str]) -> list[bytes]:
+        found = encoder.encode_batch_fast(texts, add_special_tokens=False) if texts else []
+        return [array("i", encoding.ids).tobytes() for encoding in found]
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_words": {}}  # a copy for another process starts without the memo
 
 
 class SentencePieceEncoder:
@@ -65,8 +96,9 @@ class SentencePieceEncoder:
         self.prefix_at_start = prefix
         self.prefix_after_control = prefix
 
-    def encode_runs(self, texts: Sequence[str], *, prefix: bool) -> list[list[int]]:
-        return (self._prefixed if prefix else self._bare).encode(list(texts), out_type=int)  # type: ignore[no-any-return]
+    def encode_runs(self, texts: Sequence[str], *, prefix: bool) -> list[bytes]:
+        processor = self._prefixed if prefix else self._bare
+        return [array("i", ids).tobytes() for ids in processor.encode(list(texts), out_type=int)]
 
 
 def sentencepiece_model(pieces: Sequence[tuple[str, float, int]], *, byte_fallback: bool) -> bytes:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -14,6 +15,10 @@ from tiny_vocab import CONTROL, byte_tokens, tiny_metadata, tiny_tokenizer
 
 from localsft.errors import InputError
 from localsft.tokenizer import Tokenizer, load_tokenizer
+
+
+def spans(tokenizer: Tokenizer, documents: list[list[str]], guard: str | None = None) -> list[list[list[int]]]:
+    return [[np.frombuffer(ids, np.int32).tolist() for ids in document] for document in tokenizer.encode_spans(documents, guard)]
 
 
 def test_typed_control_text_stays_text() -> None:
@@ -36,14 +41,14 @@ def test_guarded_text_is_encoded_as_if_typed() -> None:
     start = tokenizer.control_tokens["<|im_start|>"]
     guard = "\ufdd0"
     typed = guard.join("<|im_start|>")
-    [[ids]] = tokenizer.encode_spans([[f"<|im_start|>hello {typed} world"]], guard=guard)
+    [[ids]] = spans(tokenizer, [[f"<|im_start|>hello {typed} world"]], guard=guard)
     assert ids == [start, *tokenizer.encode("hello <|im_start|> world")]
 
 
 def test_no_token_crosses_a_cut() -> None:
     tokenizer = tiny_tokenizer()
     assert len(tokenizer.encode("\n\n")) == 1
-    [[left, right]] = tokenizer.encode_spans([["\n", "\nhello"]])
+    [[left, right]] = spans(tokenizer, [["\n", "\nhello"]])
     assert left == tokenizer.encode("\n")
     assert right == tokenizer.encode("\nhello")
 
@@ -127,7 +132,7 @@ def test_sentencepiece_vocabulary_from_gguf() -> None:
 
 def test_sentencepiece_prefix_only_where_the_text_starts() -> None:
     tokenizer = load_tokenizer(spm_metadata())
-    [[first, second]] = tokenizer.encode_spans([["hello", "hello"]])
+    [[first, second]] = spans(tokenizer, [["hello", "hello"]])
     tokens = spm_metadata()["tokenizer.ggml.tokens"]
     assert [tokens[i] for i in first + second] == ["▁hello", "hello"]
     bare = load_tokenizer(spm_metadata(**{"tokenizer.ggml.add_space_prefix": False}))
@@ -185,7 +190,7 @@ def test_sentencepiece_file(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("hello  world é")) == "hello  world é"
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
     assert not any(tokenizer.is_control(i) for i in tokenizer.encode("<s> and </s>"))
-    [[first, second]] = tokenizer.encode_spans([["hello", "hello"]])
+    [[first, second]] = spans(tokenizer, [["hello", "hello"]])
     assert tokenizer.token_bytes(first[0]).startswith(b" ") and not tokenizer.token_bytes(second[0]).startswith(b" ")
 
 
