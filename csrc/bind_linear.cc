@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "bind_weights.h"
 #include "bindings.h"
 #include "ops_head.h"
 #include "ops_linear.h"
@@ -14,17 +15,32 @@ namespace localsft {
 using py::arg;
 using py::array;
 
+// The weights of a group and their adapters; all must read K columns.
+std::vector<Member> members(const Arguments& args, const Weights& weights, const MaybeArrays& lora_a,
+                            const MaybeArrays& lora_b, const std::vector<float>& scales, int64_t K) {
+  const size_t n = weights.size();
+  args.require(n > 0, "weights", "is empty");
+  args.require(lora_a.size() == n && lora_b.size() == n && scales.size() == n, "lora_a, lora_b, scales",
+               "must be as many as weights");
+  std::vector<Member> group(n);
+  for (size_t i = 0; i < n; ++i) {
+    Member& member = group[i];
+    args.require(weights[i] != nullptr, "weights", "holds None");
+    member.weight = weights[i]->matrix;
+    args.require(member.weight.columns == K, "weights", "must have as many columns as x");
+    args.require(lora_a[i].has_value() == lora_b[i].has_value(), "lora_a, lora_b",
+                 "must both be given or both be None");
+    if (!lora_a[i].has_value()) continue;
+    Adapter& adapter = member.adapter;
+    adapter.rank = args.dim(*lora_a[i], "lora_a", 0, 2);
+    adapter.a = args.in<float>(*lora_a[i], "lora_a", {adapter.rank, K});
+    adapter.b = args.in<float>(*lora_b[i], "lora_b", {adapter.rank, member.weight.rows});
+    adapter.scale = scales[i];
+  }
+  return group;
+}
+
 namespace {
-
-// A matrix and the arrays it reads, kept alive.
-struct Weight {
-  Matrix matrix;
-  std::vector<array> arrays;
-};
-
-using Weights = std::vector<const Weight*>;
-using Arrays = std::vector<array>;
-using MaybeArrays = std::vector<std::optional<array>>;
 
 [[noreturn]] void fail(const char* op, const std::string& what) {
   throw py::value_error(std::string(op) + ": " + what);
@@ -68,31 +84,6 @@ Weight affine_weight(const array& packed, const array& scales, const array& bias
   m.bits = bits;
   while ((1 << m.group_log2) < group_size) ++m.group_log2;
   return {m, {packed, scales, biases}};
-}
-
-// The weights of a group and their adapters; all must read K columns.
-std::vector<Member> members(const Arguments& args, const Weights& weights, const MaybeArrays& lora_a,
-                            const MaybeArrays& lora_b, const std::vector<float>& scales, int64_t K) {
-  const size_t n = weights.size();
-  args.require(n > 0, "weights", "is empty");
-  args.require(lora_a.size() == n && lora_b.size() == n && scales.size() == n, "lora_a, lora_b, scales",
-               "must be as many as weights");
-  std::vector<Member> group(n);
-  for (size_t i = 0; i < n; ++i) {
-    Member& member = group[i];
-    args.require(weights[i] != nullptr, "weights", "holds None");
-    member.weight = weights[i]->matrix;
-    args.require(member.weight.columns == K, "weights", "must have as many columns as x");
-    args.require(lora_a[i].has_value() == lora_b[i].has_value(), "lora_a, lora_b",
-                 "must both be given or both be None");
-    if (!lora_a[i].has_value()) continue;
-    Adapter& adapter = member.adapter;
-    adapter.rank = args.dim(*lora_a[i], "lora_a", 0, 2);
-    adapter.a = args.in<float>(*lora_a[i], "lora_a", {adapter.rank, K});
-    adapter.b = args.in<float>(*lora_b[i], "lora_b", {adapter.rank, member.weight.rows});
-    adapter.scale = scales[i];
-  }
-  return group;
 }
 
 int64_t total_rank(const std::vector<Member>& group) {

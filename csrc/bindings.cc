@@ -45,6 +45,7 @@ PYBIND11_MODULE(_core, m) {
 
   localsft::bind_attention(m);
   localsft::bind_elements(m);
+  localsft::bind_decode(m);
   localsft::bind_linear(m);
   localsft::bind_pack(m);
 }

@@ -5,6 +5,7 @@
 namespace localsft {
 
 void bind_attention(pybind11::module_& m);
+void bind_decode(pybind11::module_& m);
 void bind_elements(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_pack(pybind11::module_& m);

@@ -35,7 +35,7 @@ def generate(model: Model, prompts: Sequence[Int32], sampling: Sampling) -> Iter
         return
     slots = min(SLOTS, len(prompts))
     cache = Cache(model, slots, max(len(prompt) for prompt in prompts) + sampling.max_tokens)
-    decoder = model.decoder()
+    decoder = _Decoder(model)
     waiting = deque(range(len(prompts)))
     free = deque(range(slots))
     running: dict[int, _Sequence] = {}  # by slot
@@ -54,6 +54,30 @@ def generate(model: Model, prompts: Sequence[Int32], sampling: Sampling) -> Iter
         for slot in [slot for slot in running if running[slot].finished]:
             del running[slot]
             free.append(slot)
+
+
+class _Decoder:
+    """The compiled decoding step over a model's weights and adapters, as they are now."""
+
+    def __init__(self, model: Model) -> None:
+        arch = model.architecture
+        self._model = model
+        layers = [
+            (x.attention_norm, x.qkv.parts, x.o.parts, x.mlp_norm, x.gate_up.parts, x.down.parts) for x in model.layers
+        ]
+        self._decoder = model.ops.Decoder(
+            model.embedding, model.head, layers, model.final_norm, arch.rms_eps, arch.heads, arch.kv_heads,
+            arch.attention_scale, arch.window,
+        )  # fmt: skip
+
+    def step(self, cache: Cache, slots: Int32, tokens: Int32) -> Float32:
+        """Append ``tokens`` (B,) to the sequences in ``slots`` (B,): logits float32 (B, V) of what comes next."""
+        lengths = cache.lengths[slots]
+        cos, sin = self._model.rotary.at(lengths)
+        logits = np.empty((len(slots), self._model.architecture.vocab), np.float32)
+        self._decoder.step(self._model.ops.context, tokens, slots, lengths, cos, sin, cache.k, cache.v, logits)
+        cache.lengths[slots] += 1
+        return logits
 
 
 class _Sequence:

@@ -65,9 +65,10 @@ class Group:
             list(d_outs), self.weights, self._a, self._b, self._scales, x, u, self._d_a, self._d_b, dx, False, dx_lora=dx_lora
         )
 
-    def decode(self, ops: Ops, x: Float32, outs: Sequence[Float32]) -> None:
-        """A few rows (up to 16) in float32, for generation."""
-        ops.linear_decode(x, self.weights, self._a, self._b, self._scales, list(outs))
+    @property
+    def parts(self) -> tuple[list[Any], list[Any], list[Any], list[float]]:
+        """Weights, A, B and scales of the members, as ``_core.Decoder`` takes a group."""
+        return self.weights, self._a, self._b, self._scales
 
 
 @dataclass(frozen=True, slots=True)

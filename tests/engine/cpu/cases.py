@@ -26,6 +26,7 @@ LORAS = {
 class Golden:
     """One tiny model and what PyTorch + PEFT computed for it; keys in tests/goldens/README.md."""
 
+    name: str
     base: BaseModel
     values: dict[str, Any]
 
@@ -47,7 +48,7 @@ class Golden:
 
 def load_golden(name: str) -> Golden:
     with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as file:
-        return Golden(load_base(GOLDENS / name), dict(file))
+        return Golden(name, load_base(GOLDENS / name), dict(file))
 
 
 def alone(example: Example) -> PackedBatch:
@@ -66,6 +67,6 @@ def alone(example: Example) -> PackedBatch:
 
 
 def relative(found: Any, expected: Any) -> float:
-    """The largest difference, as a share of the largest expected value."""
+    """‖found - expected‖ / ‖expected‖."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,22 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 def tolerance(ops: Any, factor: float = 1.0) -> float:
-    """float32 sums over at most a few hundred terms, through 3 layers; bfloat16 rounds each stored value by 2^-9."""
-    return factor * (2**-9 * 4 if ops.act_bf16 else 2**-23 * 64)
+    """float32 sums over at most a few hundred terms, through 3 layers; a loss over bfloat16 activations, each off by 2^-9."""
+    return factor * (2**-9 if ops.act_bf16 else 2**-23 * 64)
+
+
+@lru_cache(maxsize=None)
+def plain_error(model: str, case: str) -> dict[str, float]:
+    """How far the gradients of a plain bfloat16 implementation are from the exact ones: the kernels may be off by twice that."""
+    golden = load_golden(model)
+    engine = golden.engine(ReferenceOps(bf16=True), case)
+    weight = accumulate(engine, [alone(example) for example in golden.examples]).weight
+    expected = golden.tensors(f"{case}/grad/")
+    return {name: relative(gradient / weight, expected[name]) for name, gradient in engine.gradients().items()}
+
+
+def gradient_tolerance(ops: Any, golden: Golden, case: str, name: str) -> float:
+    return 2 * plain_error(golden.name, case)[name] if ops.act_bf16 else 2**-23 * 64
 
 
 def accumulate(engine: CpuEngine, batches: list[PackedBatch]) -> LossSum:
@@ -45,33 +60,62 @@ def test_loss_and_every_gradient_equal_peft(golden: Golden, ops: Any, case: str,
     gradients = engine.gradients()
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
-        assert relative(gradient / loss.weight, expected[name]) < tolerance(ops, 4), name
+        assert relative(gradient / loss.weight, expected[name]) < gradient_tolerance(ops, golden, case, name), name
 
 
-def test_logits_and_scores_equal_peft(golden: Golden, ops: Any) -> None:
+def score_errors(golden: Golden, ops: Any) -> tuple[float, float]:
+    """Of example 0: the relative error of its logits, the largest absolute one of its log-probabilities."""
     engine = golden.engine(ops)
     example = golden.examples[0]
     n = len(example.token_ids)
-    every = Example(example.token_ids, np.array([0] + [1] * (n - 1), np.float32))
-    logits = engine.logits(alone(every))
-    assert relative(logits, golden.values["all/logits"][: n - 1]) < tolerance(ops, 2)
-    logprobs, correct = engine.score(alone(every))
-    assert np.abs(logprobs - golden.values["all/logprobs"][1:n]).max() < tolerance(ops, 16)
+    every = alone(Example(example.token_ids, np.array([0] + [1] * (n - 1), np.float32)))
+    logits = engine.logits(every)
+    logprobs, correct = engine.score(every)
     assert (correct == (logits.argmax(-1) == example.token_ids[1:])).all()
+    expected = golden.values["all/logprobs"][1:n]
+    return relative(logits, golden.values["all/logits"][: n - 1]), float(np.abs(logprobs - expected).max())
+
+
+@lru_cache(maxsize=None)
+def plain_score_errors(model: str) -> tuple[float, float]:
+    return score_errors(load_golden(model), ReferenceOps(bf16=True))
+
+
+def test_logits_and_scores_equal_peft(golden: Golden, ops: Any) -> None:
+    limits = plain_score_errors(golden.name) if ops.act_bf16 else (2**-23 * 32, 2**-23 * 128)
+    for error, limit in zip(score_errors(golden, ops), limits, strict=True):
+        assert error < 2 * limit
+
+
+def step_errors(golden: Golden, ops: Any) -> tuple[float, float, float]:
+    """Over ten AdamW steps: the largest relative error of a loss and of a norm; that of all parameters' total change.
+
+    Norms of the first five steps only: towards the end they are a difference of nearly cancelling terms on this tiny set, and
+    two equally good bfloat16 trajectories stray by several times as much as each errs.
+    """
+    engine = golden.engine(ops)
+    losses, norms = [], []
+    for _ in range(10):
+        losses.append(accumulate(engine, [alone(example) for example in golden.examples]).mean)
+        norms.append(engine.step(float(golden.values["lr"])))
+    init, final = golden.tensors("init/"), golden.tensors("all/final/")
+    adapter = engine.adapter()
+    found = np.concatenate([(adapter[name] - init[name]).ravel() for name in init])
+    expected = np.concatenate([(final[name] - init[name]).ravel() for name in init])
+    loss_errors = np.abs(losses / golden.values["all/step_losses"] - 1)
+    return float(loss_errors.max()), float(np.abs(norms / golden.values["all/step_norms"] - 1)[:5].max()), relative(found, expected)
+
+
+@lru_cache(maxsize=None)
+def plain_step_errors(model: str) -> tuple[float, float, float]:
+    return step_errors(load_golden(model), ReferenceOps(bf16=True))
 
 
 def test_ten_steps_equal_peft(golden: Golden, ops: Any) -> None:
-    engine = golden.engine(ops)
-    for step in range(10):
-        loss = accumulate(engine, [alone(example) for example in golden.examples])
-        norm = engine.step(float(golden.values["lr"]))
-        assert loss.mean == pytest.approx(golden.values["all/step_losses"][step], rel=tolerance(ops, 2)), step
-        assert norm == pytest.approx(golden.values["all/step_norms"][step], rel=tolerance(ops, 16)), step
-    if ops.act_bf16:
-        return  # Adam divides by the root of a near-zero moment: rounding to bfloat16 decides the sign of such a step
-    final = golden.tensors("all/final/")
-    for name, value in engine.adapter().items():
-        assert np.abs(value - final[name]).max() < 2e-5, name  # PyTorch's own float32 strays by 5e-6; lr is 1e-2
+    # In float32: PyTorch's own strays by 4e-7, 2.3e-6 and, in single parameters, 5e-6 of a change of 0.1 (goldens/README.md).
+    limits = plain_step_errors(golden.name) if ops.act_bf16 else (1e-6, 5e-6, 5e-5)
+    for error, limit in zip(step_errors(golden, ops), limits, strict=True):
+        assert error < 2 * limit
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -85,7 +129,7 @@ def test_packed_and_shared_equal_alone(golden: Golden, ops: Any, share: bool, to
     assert packed_loss.loss == pytest.approx(alone_loss.loss, rel=tolerance(ops))
     expected = engine.gradients()
     for name, gradient in packed.gradients().items():
-        assert relative(gradient, expected[name]) < tolerance(ops, 4), name
+        assert relative(gradient, expected[name]) < gradient_tolerance(ops, golden, "all", name), name
 
 
 def test_sharing_computes_fewer_tokens(golden: Golden) -> None:

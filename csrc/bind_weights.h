@@ -1,0 +1,25 @@
+// A weight as Python holds it, and the group of weights and adapters that one operation takes.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "arguments.h"
+#include "ops_linear.h"
+
+namespace localsft {
+
+// A matrix and the arrays it reads, kept alive.
+struct Weight {
+  Matrix matrix;
+  std::vector<py::array> arrays;
+};
+
+using Weights = std::vector<const Weight*>;
+using Arrays = std::vector<py::array>;
+using MaybeArrays = std::vector<std::optional<py::array>>;
+
+// The weights of a group and their adapters; all must read K columns. Raises ValueError or TypeError as Arguments does.
+std::vector<Member> members(const Arguments& args, const Weights& weights, const MaybeArrays& lora_a,
+                            const MaybeArrays& lora_b, const std::vector<float>& scales, int64_t K);
+
+}  // namespace localsft
