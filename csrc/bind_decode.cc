@@ -89,7 +89,8 @@ void step(BoundDecoder& bound, Context& ctx, const array& tokens, const array& s
   const float* sin_ = args.in<float>(sin, "sin", {B, d.shape.E / 2});
   std::vector<KeyValues> caches;
   for (size_t i = 0; i < k.size(); ++i)
-    caches.push_back({args.act_out(k[i], "k", {count, capacity, keys}), args.act_out(v[i], "v", {count, capacity, keys})});
+    caches.push_back(
+        {args.act_out(k[i], "k", {count, capacity, keys}), args.act_out(v[i], "v", {count, capacity, keys})});
   float* logits_ = args.out<float>(logits, "logits", {B, d.head.rows});
   py::gil_scoped_release release;
   d.step(ctx, B, tokens_, slots_, lengths_, cos_, sin_, caches, capacity, logits_);
@@ -103,10 +104,11 @@ void bind_decode(py::module_& m) {
            arg("eps"), arg("heads"), arg("kv_heads"), arg("scale"), arg("window"),
            "layers: (attention_norm, qkv, o, mlp_norm, gate_up, down) each; a group is (weights, lora_a, lora_b, "
            "scales).")
-      .def("step", &step, arg("ctx"), arg("tokens"), arg("slots"), arg("lengths"), arg("cos"), arg("sin"), arg("k"),
-           arg("v"), arg("logits"),
-           "One token a row, int32 (B,), B <= 16, after the lengths (B,) tokens that its slot (B,) of the caches holds, "
-           "act (slots, capacity, K·E) a layer; cos, sin float32 (B, E/2) -> logits float32 (B, V).");
+      .def(
+          "step", &step, arg("ctx"), arg("tokens"), arg("slots"), arg("lengths"), arg("cos"), arg("sin"), arg("k"),
+          arg("v"), arg("logits"),
+          "One token a row, int32 (B,), B <= 16, after the lengths (B,) tokens that its slot (B,) of the caches holds, "
+          "act (slots, capacity, K·E) a layer; cos, sin float32 (B, E/2) -> logits float32 (B, V).");
 }
 
 }  // namespace localsft

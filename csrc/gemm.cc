@@ -25,8 +25,8 @@ struct Stretch {
   int64_t begin, steps;
 };
 
-// Cuts the stacked reduction into chunks of at most `limit` steps. An `across` term comes first, so that its cuts are at
-// whole vectors.
+// Cuts the stacked reduction into chunks of at most `limit` steps. An `across` term comes first, so that its cuts are
+// at whole vectors.
 std::vector<std::vector<Stretch>> chunks_of(const Context& ctx, const Product& product, int64_t limit) {
   std::vector<std::vector<Stretch>> chunks(1);
   int64_t room = limit;

@@ -62,9 +62,7 @@ class _Decoder:
     def __init__(self, model: Model) -> None:
         arch = model.architecture
         self._model = model
-        layers = [
-            (x.attention_norm, x.qkv.parts, x.o.parts, x.mlp_norm, x.gate_up.parts, x.down.parts) for x in model.layers
-        ]
+        layers = [(x.attention_norm, x.qkv.parts, x.o.parts, x.mlp_norm, x.gate_up.parts, x.down.parts) for x in model.layers]
         self._decoder = model.ops.Decoder(
             model.embedding, model.head, layers, model.final_norm, arch.rms_eps, arch.heads, arch.kv_heads,
             arch.attention_scale, arch.window,

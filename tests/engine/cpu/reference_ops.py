@@ -145,11 +145,11 @@ class ReferenceOps:
 
     def swiglu(self, gate, up, out) -> None:
         g = gate.astype(np.float64)
-        self.put(out, g / (1 + np.exp(-g)) * up)
+        self.put(out, g / (1 + np.exp(-np.maximum(g, -700))) * up)
 
     def swiglu_backward(self, dy, gate, up, d_gate, d_up) -> None:
         g, u, d = gate.astype(np.float64), up.astype(np.float64), dy.astype(np.float64)
-        sigmoid = 1 / (1 + np.exp(-g))
+        sigmoid = 1 / (1 + np.exp(-np.maximum(g, -700)))
         self.put(d_gate, d * u * sigmoid * (1 + g * (1 - sigmoid)))
         self.put(d_up, d * g * sigmoid)
 
