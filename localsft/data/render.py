@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +124,7 @@ def _whole_turns(text: TextExample, span_ids: list[bytes], max_length: int) -> i
 
 
 def _id_bytes(token_id: int) -> bytes:
-    return np.int32(token_id).tobytes()
+    return array("i", [token_id]).tobytes()
 
 
 def render_prompt(

@@ -36,6 +36,7 @@ class ChatTemplate:
             raise InputError(f"{where}: longer than {MAX_TEMPLATE} characters, which no chat template is; pass another with --template")
         self.source = source
         self.marks_generation = _GENERATION.search(source) is not None
+        self._arguments = (source, bos, eos, where, now)
         self._where = where
         self._now = now
         self._globals = {"bos_token": bos, "eos_token": eos}
@@ -54,6 +55,15 @@ class ChatTemplate:
             raise InputError(
                 f"{where}: minijinja can't read the chat template ({_first_line(error)}); pass another with --template"
             ) from None
+
+    @property
+    def fingerprint(self) -> str:
+        """All that decides what is rendered: the source, the tokens it is given, and the day where it asks for the date."""
+        day = (self._now or datetime.now()).date() if "strftime_now" in self.source else None
+        return repr((self.source, self._globals["bos_token"], self._globals["eos_token"], day))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._arguments
 
     def render(
         self,
@@ -80,6 +90,10 @@ class ChatTemplate:
 
     def _strftime_now(self, form: str) -> str:
         return (self._now or datetime.now()).strftime(form[:100])
+
+
+def _rebuild(source: str, bos: str, eos: str, where: str, now: datetime | None) -> ChatTemplate:
+    return ChatTemplate(source, bos=bos, eos=eos, where=where, now=now)
 
 
 def _copy(value: Any) -> Any:

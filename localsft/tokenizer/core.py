@@ -52,6 +52,7 @@ class Vocabulary:
 
     ``token_bytes``: the UTF-8 bytes that each id stands for (a part of a character for byte tokens); control tokens
     stand for their own name. ``strip_first_space``: decoding takes one leading space off, as the vocabulary added it.
+    ``fingerprint``: a hash of the file contents that decide the ids.
     """
 
     encoder: PlainEncoder
@@ -65,6 +66,7 @@ class Vocabulary:
     strip_first_space: bool = False
     chat_template: str | None = None
     source: str = ""
+    fingerprint: str = ""
 
 
 class Tokenizer:
@@ -89,6 +91,7 @@ class Tokenizer:
         self.add_bos = vocabulary.add_bos and vocabulary.bos_id is not None
         self.chat_template = vocabulary.chat_template
         self.source = vocabulary.source
+        self._fingerprint = vocabulary.fingerprint
         self.vocab_size = len(vocabulary.token_bytes)
         self.stop_ids = self._find_stop_ids(vocabulary)
 
@@ -105,6 +108,11 @@ class Tokenizer:
     def is_control(self, token_id: int) -> bool:
         """Whether the id is a control token."""
         return token_id in self._control_ids
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides the ids of a text."""
+        return self._fingerprint
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Token ids of ``text``, without BOS. Control tokens in the text count as such only with ``parse_special``."""

@@ -67,7 +67,19 @@ def read_gguf_vocabulary(metadata: Mapping[str, Any], where: str) -> Vocabulary:
         strip_first_space=prefix,
         chat_template=metadata.get("tokenizer.chat_template"),
         source=where,
+        fingerprint=_fingerprint(metadata),
     )
+
+
+def _fingerprint(metadata: Mapping[str, Any]) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for key in sorted(key for key in metadata if key.startswith("tokenizer.ggml.")):
+        value = metadata[key]
+        digest.update(f"\0{key}\0".encode())
+        digest.update("\0".join(map(str, [value] if isinstance(value, str | int | float) else value)).encode())
+    return digest.hexdigest()
 
 
 def _byte_level(

@@ -22,6 +22,8 @@ def read_folder_vocabulary(folder: Path, file: Path) -> Vocabulary:
     Raises:
         InputError: a file is missing, damaged or of a kind that chat models don't use.
     """
+    import xxhash
+
     config = _read_json(folder / "tokenizer_config.json")
     generation = _read_json(folder / "generation_config.json") or _read_json(folder / "config.json")
     if file.suffix == ".json":
@@ -45,6 +47,7 @@ def read_folder_vocabulary(folder: Path, file: Path) -> Vocabulary:
         extra_stop_ids=frozenset(i for i in stops if i < len(vocabulary.token_bytes)),
         add_bos=bool(config.get("add_bos_token", vocabulary.add_bos)),
         chat_template=_chat_template(folder, config),
+        fingerprint=xxhash.xxh3_128_hexdigest(_read_bytes(file) + repr((sorted(config.items(), key=str), sorted(stops))).encode()),
     )
 
 
