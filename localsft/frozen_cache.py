@@ -47,6 +47,7 @@ class FrozenCache:
             self.in_use_elsewhere = False
         except OSError:
             self.in_use_elsewhere = True
+        self._room = 0  # rows that may be held
         self._index: dict[bytes, int] = {}
         self._sums: list[bytes] = []
         self._rows: BinaryIO | None = None
@@ -81,7 +82,7 @@ class FrozenCache:
     def _read_rows(self, found: list[int], out: Float32) -> bool:
         assert self._rows is not None
         self._rows.flush()
-        view = memoryview(out).cast("B")
+        view = out.reshape(-1).view(np.uint8).data
         start = 0
         while start < len(found):
             stop = start + 1

@@ -129,12 +129,11 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this run, bit by bit as if it had never stopped."""
-        names = {name: checkpoint.loop.get(name) for name in Totals.__slots__}
         if missing := [name for name in Totals.__slots__ if name not in checkpoint.loop]:
             raise InputError(f"{checkpoint.path}: the checkpoint misses {', '.join(missing)}; it was written by another version")
         self.engine.load_adapter(checkpoint.adapter)
         self.engine.load_optimizer_state(checkpoint.optimizer)
-        self.totals = Totals(**names)
+        self.totals = Totals(**{name: checkpoint.loop[name] for name in Totals.__slots__})
 
     def events(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the end, or until ``stop()`` says so between two steps; then a checkpoint is written first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_schedules(schedule: Any) -> None:
     rates = [learning_rate(optim, step, 20) for step in range(1, 21)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[4:]))
     assert rates[-1] == (1.0 if schedule == "constant" else pytest.approx(learning_rate(optim, 20, 20)))
     assert all(rate > 0 for rate in rates)
 

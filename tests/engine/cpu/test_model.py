@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def tolerance(ops: Any, factor: float = 1.0) -> float:
     return factor * (2**-9 if ops.act_bf16 else 2**-23 * 64)
 
 
-@lru_cache(maxsize=None)
+@cache
 def plain_error(model: str, case: str) -> dict[str, float]:
     """How far the gradients of a plain bfloat16 implementation are from the exact ones: the kernels may be off by twice that."""
     golden = load_golden(model)
@@ -76,7 +76,7 @@ def score_errors(golden: Golden, ops: Any) -> tuple[float, float]:
     return relative(logits, golden.values["all/logits"][: n - 1]), float(np.abs(logprobs - expected).max())
 
 
-@lru_cache(maxsize=None)
+@cache
 def plain_score_errors(model: str) -> tuple[float, float]:
     return score_errors(load_golden(model), ReferenceOps(bf16=True))
 
@@ -106,7 +106,7 @@ def step_errors(golden: Golden, ops: Any) -> tuple[float, float, float]:
     return float(loss_errors.max()), float(np.abs(norms / golden.values["all/step_norms"] - 1)[:5].max()), relative(found, expected)
 
 
-@lru_cache(maxsize=None)
+@cache
 def plain_step_errors(model: str) -> tuple[float, float, float]:
     return step_errors(load_golden(model), ReferenceOps(bf16=True))
 
