@@ -1,0 +1,105 @@
+"""Training beside TRL + PEFT (PyTorch, CPU, bfloat16) on the same rows; prints one JSON object.
+
+    python bench/train.py DATA.jsonl --model MODEL.gguf --peer-python PATH --peer-model HF_FOLDER [--rows N] [--batch 8] [--rounds 3]
+
+The two sides run in turn, each in a process of its own, so that a machine that slows down slows both; medians, and the ratio
+pair by pair. tokens/s counts the tokens of an unpacked, unpadded run on both sides; loading and rendering are not in it.
+``--plain`` switches packing and prefix sharing off: then both sides compute the same tokens, but for the peer's padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PEER = Path(__file__).parent / "peers" / "peer_trl.py"
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    """The last line of stdout, a JSON object."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    last: dict[str, Any] = json.loads(done.stdout if done.stdout.lstrip().startswith("{\n") else done.stdout.strip().splitlines()[-1])
+    return last
+
+
+def ours(a: argparse.Namespace, data: Path, out: Path) -> dict[str, float]:
+    command = [
+        sys.executable, "-m", "localsft", "train", str(data), "--model", a.model, "--engine", "cpu", "--out", str(out),
+        "--mask", "last", "--schedule", "constant", "--warmup", "0", "--batch-size", str(a.batch), "--epochs", str(a.epochs),
+        "--rank", str(a.rank), "--alpha", str(2 * a.rank), "--learning-rate", str(a.lr), "--max-length", str(a.max_length),
+        "--tokens-per-pack", str(a.tokens_per_pack), "--threads", str(a.threads), "--json",
+        *(["--no-pack", "--no-share-prefix"] if a.plain else []), *(["--layers", str(a.layers)] if a.layers else []),
+    ]  # fmt: skip
+    result = run(command)
+    losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["loss"] for record in losses if "loss" in record]
+    return {
+        "tokens_per_second": result["tokens_per_second"],
+        "seconds": result["train_seconds"],
+        "peak_memory_mb": result["peak_memory_mb"],
+        "tokens": result["tokens"],
+        "tokens_computed": result["tokens_computed"],
+        "last_epoch_loss": statistics.mean(steps[-(len(steps) // a.epochs) :]),
+    }
+
+
+def theirs(a: argparse.Namespace, data: Path) -> dict[str, float]:
+    result = run([
+        a.peer_python, str(PEER), a.peer_model, str(data), "--epochs", str(a.epochs), "--batch", str(a.batch),
+        "--rank", str(a.rank), "--lr", str(a.lr), "--max-len", str(a.max_length),
+    ])  # fmt: skip
+    return {
+        "tokens_per_second": result["tok_s"],
+        "seconds": result["wall_s"],
+        "peak_memory_mb": result["peak_rss_mb"] * 1.048576,
+        "tokens": result["real_tokens"],
+        "last_epoch_loss": result["last_epoch_loss"],
+    }
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--peer-model")
+    for name, default in {"rows": 0, "batch": 8, "epochs": 1, "rank": 8, "rounds": 3, "threads": 2, "max_length": 2048, "layers": 0}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--tokens-per-pack", type=int, default=2048)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--plain", action="store_true")
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = a.data.read_text().splitlines()
+        data = Path(folder) / "rows.jsonl"
+        data.write_text("\n".join(rows[: a.rows] if a.rows else rows) + "\n")
+        us: list[dict[str, float]] = []
+        them: list[dict[str, float]] = []
+        for i in range(a.rounds):
+            us.append(ours(a, data, Path(folder) / f"run{i}"))
+            if a.peer_python:
+                them.append(theirs(a, data))
+    report: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(a).items()}, "cpu": platform.processor(), "ours": medians(us)}
+    if them:
+        report["trl_peft_bf16"] = medians(them)
+        report["speed_ratio"] = statistics.median(u["tokens_per_second"] / t["tokens_per_second"] for u, t in zip(us, them, strict=True))
+        report["memory_ratio"] = report["ours"]["peak_memory_mb"] / report["trl_peft_bf16"]["peak_memory_mb"]
+        report["loss_ratio"] = report["ours"]["last_epoch_loss"] / report["trl_peft_bf16"]["last_epoch_loss"]
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
