@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from localsft.batch import Example
 from localsft.checkpoint import BaseRef
 from localsft.config import TrainConfig, to_dict
 from localsft.data.load import LoadReport, Part, load_dataset, load_file
+from localsft.data.pack import pack_eval
 from localsft.data.render import chat_template
 from localsft.data.template import ChatTemplate
 from localsft.engine import open_engine
 from localsft.engine.base import Engine
 from localsft.errors import InputError
+from localsft.plan import Fit, Work, count_work, fit_memory, measure_speed
 from localsft.runs import Run
 from localsft.tokenizer import Tokenizer, load_tokenizer
 from localsft.train import Plan, Totals, Trainer
@@ -105,9 +107,72 @@ def _hash(example: Example) -> bytes:
     return xxhash.xxh3_128_digest(example.token_ids.tobytes() + np.asarray(example.target_weights, np.float32).tobytes())
 
 
+def open_fitting(config: TrainConfig, model: LoadedModel, work: Work, cache: Path | None) -> tuple[Engine, TrainConfig, Fit]:
+    """The engine, and the configuration with packs that fit the machine's free memory. Raises Refused where none do."""
+
+    def opened(recompute: bool) -> Engine:
+        return open_engine(
+            config.engine,
+            model.base,
+            config.lora,
+            config.optim,
+            seed=config.seed,
+            threads=config.threads,
+            cache=cache,
+            checkpoint=recompute,
+        )
+
+    engine = opened(False)
+    free = engine.memory(0, 0, False) + available_memory()  # what it holds already is in its own account too
+    fit = fit_memory(engine.memory, work, config.data.tokens_per_pack, free)
+    if fit.recompute:
+        del engine
+        engine = opened(True)
+    return engine, replace(config, data=replace(config.data, tokens_per_pack=fit.tokens_per_pack)), fit
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take without swapping, less a tenth for others."""
+    import psutil
+
+    return int(psutil.virtual_memory().available * 0.9)
+
+
+def examine(config: TrainConfig, model: LoadedModel, examples: Examples) -> dict[str, Any]:
+    """The document of ``localsft plan``: the run's work, its memory by the engine's own account, its time by a measurement."""
+    before = resident_mb()
+    work = count_work(examples.train, config)
+    engine, config, fit = open_fitting(config, model, work, cache=None)
+    rate = measure_speed(engine, work.typical)
+    valid = pack_eval(examples.valid, config.data.tokens_per_pack, pack=config.data.pack, share_prefix=config.data.share_prefix)
+    seconds = work.tokens_computed / rate
+    return {
+        "model": model.name,
+        "engine": engine.info.name,
+        "isa": engine.info.isa,
+        "threads": engine.info.threads,
+        "examples": len(examples.train),
+        "steps": work.plan.steps,
+        "epochs": work.plan.epochs,
+        "tokens": work.tokens,
+        "tokens_computed": work.tokens_computed,
+        "largest_batch_tokens": work.largest_tokens,
+        "batches_per_step": work.batches_per_step,
+        "tokens_per_pack": fit.tokens_per_pack,
+        "recompute_layers": fit.recompute,
+        "peak_memory_mb": round(before + fit.memory / 1e6),
+        "available_memory_mb": round(available_memory() / 1e6),
+        "tokens_per_second": work.tokens / seconds,
+        "train_seconds": seconds,
+        "valid_seconds": sum(batch.n_tokens for batch in valid) / rate / 2,  # no backward pass
+    }
+
+
 def make_trainer(config: TrainConfig, model: LoadedModel, examples: Examples, run: Run, cache: Path | None = None) -> Trainer:
-    """The engine and the loop; writes run.json."""
-    engine = open_engine(config.engine, model.base, config.lora, config.optim, seed=config.seed, threads=config.threads, cache=cache)
+    """The engine and the loop; writes run.json. Raises Refused where the run would not fit the machine's memory."""
+    if not examples.train:
+        raise InputError("there is no training example with a supervised token; see what was left out and why")
+    engine, config, _ = open_fitting(config, model, count_work(examples.train, config), cache)
     trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref)
     run.write_info(run_info(config, model, examples, engine, trainer.plan))
     return trainer
@@ -162,6 +227,13 @@ def result(trainer: Trainer) -> dict[str, Any]:
         "peak_memory_mb": peak_memory_mb(),
         "adapter": str(trainer.run.adapter),
     }
+
+
+def resident_mb() -> float:
+    """The resident set of this process now, in MB of 10^6 bytes."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e6
 
 
 def peak_memory_mb() -> int:

@@ -44,11 +44,7 @@ def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: 
     examples = load_examples(config, model)
     report_examples(examples)
     if dry_run:
-        plan = dry_plan(config, examples)
-        say(f"{plan['steps']} steps of {config.batch_size} examples, {plan['epochs']:g} epochs")
-        say(f"{plan['tokens']:,} tokens, of which {plan['tokens_computed']:,} are computed after packing and sharing")
-        if as_json:
-            write_json(plan)
+        dry_run_report(config, examples, as_json)
         return
     train(config, model, examples, as_json)
 
@@ -110,26 +106,26 @@ def report_examples(examples: Examples) -> None:
                 say(f"  {what}: {reason}: {count:,} (first at {report.first[reason]})")
 
 
-def dry_plan(config: TrainConfig, examples: Examples) -> dict[str, Any]:
+def dry_run_report(config: TrainConfig, examples: Examples, as_json: bool) -> None:
     """What a run would do, counted on the first epoch's real batches."""
-    from localsft.data.pack import epoch_order, pack_step
-    from localsft.train import Plan
+    from localsft.plan import count_work
 
-    plan = Plan.of(len(examples.train), config)
-    data, size = config.data, config.batch_size
-    order = epoch_order(len(examples.train), config.seed, 0)
-    steps = [[examples.train[i] for i in order[first : first + size]] for first in range(0, len(order), size)]
-    batches = [batch for step in steps for batch in pack_step(step, data.tokens_per_pack, data.pack, data.share_prefix)]
-    return {
-        "examples": len(examples.train),
-        "valid_examples": len(examples.valid),
-        "steps": plan.steps,
-        "epochs": plan.epochs,
-        "tokens": round(sum(len(example.token_ids) for example in examples.train) * plan.epochs),
-        "tokens_computed": round(sum(batch.n_tokens for batch in batches) * plan.epochs),
-        "largest_batch_tokens": max(batch.n_tokens for batch in batches),
-        "batches_per_step": len(batches) / len(steps),
-    }
+    work = count_work(examples.train, config)
+    say(f"{work.plan.steps} steps of {config.batch_size} examples, {work.plan.epochs:g} epochs")
+    say(f"{work.tokens:,} tokens, of which {work.tokens_computed:,} are computed after packing and sharing; see also: localsft plan")
+    if as_json:
+        write_json(
+            {
+                "examples": len(examples.train),
+                "valid_examples": len(examples.valid),
+                "steps": work.plan.steps,
+                "epochs": work.plan.epochs,
+                "tokens": work.tokens,
+                "tokens_computed": work.tokens_computed,
+                "largest_batch_tokens": work.largest_tokens,
+                "batches_per_step": work.batches_per_step,
+            }
+        )
 
 
 def summary(document: dict[str, Any]) -> str:

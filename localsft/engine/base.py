@@ -67,6 +67,12 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[Int32], sampling: Sampling) -> Iterator[Generated]:
         """Tokens as they are decoded, all prompts in one batch. Prompt i's tokens arrive in order."""
 
+    def memory(self, tokens: int, targets: int, recompute: bool) -> int:
+        """Bytes that training takes on batches of up to ``tokens`` tokens and ``targets`` targets: weights, optimizer, activations.
+
+        ``recompute``: of an engine that was opened with ``checkpoint``, so that activations are recomputed in the backward.
+        """
+
     def adapter(self) -> dict[str, Float32]:
         """``model.layers.N.<module>.lora_a`` (in, R) and ``.lora_b`` (R, out), float32 copies, mlx-lm's names."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from localsft.batch import Float32
@@ -16,6 +18,7 @@ from localsft.engine.cpu.rotary import RotaryTable
 from localsft.weights.config import rope_frequencies
 from localsft.weights.load import BaseModel
 from localsft.weights.quant import as_f32
+from localsft.weights.tensor import Dense
 
 
 def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool = False) -> tuple[Model, AdapterParameters]:
@@ -23,6 +26,14 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
     architecture = architecture_of(base)
     linears = {name: shape for index in range(architecture.layers) for name, shape in architecture.linear_shapes(index).items()}
     parameters = AdapterParameters(adapter_shapes(linears, lora))
+
+    held: list[int] = []
+
+    def weight(name: str) -> Any:
+        tensor = base.tensors[name]
+        arrays = (tensor.data,) if isinstance(tensor, Dense) else (tensor.packed, tensor.scales, tensor.biases)
+        held.append(sum(array.nbytes for array in arrays))
+        return ops.weight(tensor)
 
     def norm(name: str) -> Float32:
         return np.ascontiguousarray(as_f32(base.tensors[name]), dtype=np.float32)
@@ -33,7 +44,7 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
             a, b = f"{name}.lora_a", f"{name}.lora_b"
             values, gradient, view = parameters.values, parameters.gradient, parameters.view
             adapter = Adapter(view(values, a), view(values, b), view(gradient, a), view(gradient, b), lora.scale)
-        return Linear(name, ops.weight(base.tensors[f"{name}.weight"]), adapter)
+        return Linear(name, weight(f"{name}.weight"), adapter)
 
     layers = []
     for index in range(architecture.layers):
@@ -51,7 +62,8 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
                 down=Group(down),
             )
         )
-    embedding = ops.weight(base.tensors["model.embed_tokens.weight"])
+    embedding = weight("model.embed_tokens.weight")
+    head = embedding if base.config.tied_head else weight("lm_head.weight")
     model = Model(
         ops,
         architecture,
@@ -59,7 +71,8 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
         embedding,
         layers,
         norm("model.norm.weight"),
-        embedding if base.config.tied_head else ops.weight(base.tensors["lm_head.weight"]),
+        head,
+        weight_bytes=sum(held),
         checkpoint=checkpoint,
     )
     return model, parameters

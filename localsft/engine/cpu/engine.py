@@ -16,6 +16,7 @@ from localsft.engine.adapter import fitting, initial_adapter, optimizer_shapes
 from localsft.engine.base import EngineInfo, Generated, Sampling
 from localsft.engine.cpu.build import build_model
 from localsft.engine.cpu.decode import generate
+from localsft.engine.cpu.memory import memory_of
 from localsft.engine.cpu.model import Dropout
 from localsft.engine.cpu.ops import Ops
 from localsft.frozen_cache import FrozenCache, cache_key
@@ -60,6 +61,9 @@ class CpuEngine:
         if 0 < model.lowest < model.architecture.layers:
             key = cache_key(base=self._base_hash, layer=model.lowest, isa=self.ops.isa, format=1)
             model.frozen = FrozenCache(folder, key, model.architecture.hidden, max_bytes)
+
+    def memory(self, tokens: int, targets: int, recompute: bool) -> int:
+        return memory_of(self.model, self.parameters.values.size, tokens, targets, recompute).total
 
     def accumulate(self, batch: PackedBatch) -> LossSum:
         if batch.n_targets == 0:

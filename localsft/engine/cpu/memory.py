@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +38,7 @@ class _CountedBuffers(Buffers):
         self.sizes: dict[str, int] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        nbytes = max(1, int(np.prod(shape, dtype=np.int64))) * np.dtype(dtype).itemsize
         self.sizes[name] = max(self.sizes.get(name, 0), nbytes)
         return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
 
@@ -50,6 +49,7 @@ class _NoOps:
     def __init__(self, model: Model) -> None:
         self.act_dtype = model.ops.act_dtype
         self.act_bf16 = model.ops.act_bf16
+        self.threads = model.ops.threads
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments, **options: 0.0
@@ -58,7 +58,7 @@ class _NoOps:
         return out if self.act_bf16 else x
 
 
-def activation_bytes(model: Model, tokens: int, targets: int) -> int:
+def activation_bytes(model: Model, tokens: int, targets: int, recompute: bool) -> int:
     """Bytes of all arrays of a training pass over one segment of ``tokens`` tokens, the last ``targets`` supervised."""
     tokens = max(tokens, 2)
     targets = max(1, min(targets, tokens - 1))
@@ -80,7 +80,7 @@ def activation_bytes(model: Model, tokens: int, targets: int) -> int:
         model.layers,
         model.final_norm,
         model.head,
-        checkpoint=model.checkpoint,
+        checkpoint=recompute,
     )
     shadow.buffers = buffers
     p = shadow.forward(batch, train=True)
@@ -99,7 +99,11 @@ def kernel_bytes(model: Model, tokens: int, targets: int, threads: int) -> int:
     return max(packed, chunk) + threads * PANELS
 
 
-def memory_of(model: Model, parameters: int, weights: Mapping[str, Any] | int, tokens: int, targets: int, threads: int) -> Memory:
+def memory_of(model: Model, parameters: int, tokens: int, targets: int, recompute: bool) -> Memory:
     """Of training on batches of up to ``tokens`` tokens and ``targets`` targets; ``parameters`` float32 numbers are adapted."""
-    held = weights if isinstance(weights, int) else sum(weights.values())
-    return Memory(held, 16 * parameters, activation_bytes(model, tokens, targets), kernel_bytes(model, tokens, targets, threads))
+    return Memory(
+        weights=model.weight_bytes,
+        adapter=16 * parameters,
+        activations=activation_bytes(model, tokens, targets, recompute),
+        kernels=kernel_bytes(model, tokens, targets, model.ops.threads),
+    )

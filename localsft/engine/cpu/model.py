@@ -77,6 +77,7 @@ class Model:
         final_norm: Float32,
         head: Any,
         *,
+        weight_bytes: int = 0,
         checkpoint: bool = False,
     ) -> None:
         self.ops = ops
@@ -86,6 +87,7 @@ class Model:
         self.layers = layers
         self.final_norm = final_norm
         self.head = head
+        self.weight_bytes = weight_bytes  # of the frozen weights as they are held
         self.checkpoint = checkpoint
         self.frozen: RowStore | None = None  # set by the engine's owner: a cache for layers below the lowest adapted one
         self.buffers = Buffers()

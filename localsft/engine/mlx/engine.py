@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from localsft.batch import Float32, Int32, LossSum, PackedBatch
@@ -24,7 +25,7 @@ from localsft.engine.mlx.decode import generate
 from localsft.engine.mlx.forward import Arrays, hidden_states, to_arrays
 from localsft.engine.mlx.layout import Layout
 from localsft.engine.mlx.lora import Adapter, linear_shapes
-from localsft.engine.mlx.loss import HeadLoss, head_in_float32
+from localsft.engine.mlx.loss import LOGITS_AT_ONCE, HeadLoss, head_in_float32
 from localsft.engine.mlx.model import load_model
 from localsft.engine.mlx.packed_cache import with_token_positions
 from localsft.engine.mlx.parts import take_apart, with_layers
@@ -59,6 +60,8 @@ class MlxEngine:
         parts = take_apart(self.model, base.config.model_type)
         self._trunk = parts.trunk
         self._hidden_size = base.config.hidden_size
+        self._config = base.config
+        self._float32 = parts.dtype == mx.float32
         self.packing = find_packing(self.model, parts, base.config.vocab_size)
         self.shapes = adapter_shapes(linear_shapes(self.model), lora)
         self._adapter = Adapter(self.model, self.shapes, lora.scale, lora.dropout)
@@ -88,6 +91,17 @@ class MlxEngine:
             "packing": str(self.packing),
         }
         self.info = EngineInfo("mlx", "metal" if mx.metal.is_available() else "mlx-cpu", 0, details)
+
+    def memory(self, tokens: int, targets: int, recompute: bool) -> int:
+        """An estimate: MLX decides itself what it keeps. Attention's scores are counted in full, as its vjp makes them."""
+        config, item = self._config, 4 if self._float32 else 2
+        weights = sum(x.nbytes for _, x in tree_flatten(self.model.parameters()))
+        adapted = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        heads = config.n_heads + 2 * config.n_kv_heads
+        per_layer = tokens * item * (4 * config.hidden_size + 2 * heads * config.head_size + 4 * config.ffn_size)
+        per_layer += tokens * tokens * config.n_heads * 4
+        kept = per_layer + config.n_layers * tokens * config.hidden_size * item if recompute else config.n_layers * per_layer
+        return int(weights + 16 * adapted + kept + min(targets * config.vocab_size, LOGITS_AT_ONCE) * 8)
 
     def accumulate(self, batch: PackedBatch) -> LossSum:
         if batch.n_targets == 0:

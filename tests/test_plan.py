@@ -1,0 +1,74 @@
+"""Plans: the work counted is the work done; memory that does not fit changes the packs, never the result; or is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "engine" / "cpu"))
+from cases import Golden, alone, load_golden
+from reference_ops import ReferenceOps
+
+from localsft.config import resolve
+from localsft.engine.cpu.memory import activation_bytes
+from localsft.engine.cpu.ops import Ops
+from localsft.errors import Refused
+from localsft.plan import SMALLEST_PACK, count_work, fit_memory, measure_speed
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return load_golden("tiny_tied")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("example", [0, 3])
+def test_the_memory_account_is_what_a_pass_holds(golden: Golden, recompute: bool, example: int) -> None:
+    engine = golden.engine(ReferenceOps(), checkpoint=recompute)
+    batch = alone(golden.examples[example])
+    engine.accumulate(batch)
+    rows = np.unique(batch.target_rows).size
+    counted = activation_bytes(engine.model, batch.n_tokens, batch.n_targets, recompute)
+    held = engine.model.buffers.nbytes
+    assert rows == batch.n_targets
+    assert held == counted
+
+
+def test_recomputing_takes_less(golden: Golden) -> None:
+    engine = golden.engine(Ops("", 1))
+    assert engine.memory(512, 100, True) < engine.memory(512, 100, False) < engine.memory(1024, 100, False)
+
+
+def test_work_is_counted_on_the_real_batches(golden: Golden) -> None:
+    config = resolve({"batch_size": 2, "epochs": 3})
+    work = count_work(golden.examples, config)
+    assert work.tokens == 3 * 82 and work.plan.steps == 9
+    assert work.tokens_computed <= work.tokens
+    assert work.largest_tokens <= 23 + 31
+
+
+def test_packs_shrink_until_they_fit_then_it_is_refused(golden: Golden) -> None:
+    work = count_work(golden.examples * 40, resolve({"batch_size": 200, "data.share_prefix": False, "data.tokens_per_pack": 1024}))
+    assert work.largest_tokens > 512
+
+    def memory(tokens: int, targets: int, recompute: bool) -> int:
+        return 1000 + tokens * (1 if recompute else 10)
+
+    assert fit_memory(memory, work, 1024, 1 << 20).recompute is False
+    once = fit_memory(memory, work, 1024, 1000 + 1024)
+    assert once.recompute and once.tokens_per_pack == 1024
+    smaller = fit_memory(memory, work, 1024, 1000 + 300)
+    assert smaller.recompute and smaller.tokens_per_pack == 256
+    with pytest.raises(Refused, match="smaller --model"):
+        fit_memory(memory, work, 1024, 1000 + SMALLEST_PACK - 1)
+
+
+def test_measuring_leaves_the_engine_as_it_was(golden: Golden) -> None:
+    engine = golden.engine(Ops("", 2))
+    before = engine.adapter()
+    assert measure_speed(engine, alone(golden.examples[0]), seconds=0.0) > 0
+    assert not engine.parameters.gradient.any()
+    assert all(np.array_equal(before[name], value) for name, value in engine.adapter().items())
