@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from localsft.batch import Example, PackedBatch
 from localsft.config import TrainConfig
-from localsft.data.pack import epoch_order, pack_step
-from localsft.engine.base import Engine
+from localsft.data.pack import epoch_order, pack_eval, pack_step
+from localsft.engine.base import BatchSize, Engine
 from localsft.errors import Refused
 from localsft.train import Plan
 
@@ -24,13 +24,13 @@ class Work:
     tokens: int
     tokens_computed: int
     batches_per_step: float
-    largest_tokens: int
-    largest_targets: int
+    largest: BatchSize  # of training
+    largest_scored: BatchSize  # of validation; 0 where there is none
     typical: PackedBatch  # the batch of median size
 
 
-def count_work(examples: Sequence[Example], config: TrainConfig) -> Work:
-    """Packs the first epoch as the run will."""
+def count_work(examples: Sequence[Example], valid: Sequence[Example], config: TrainConfig) -> Work:
+    """Packs the first epoch, and the validation set, as the run will."""
     plan = Plan.of(len(examples), config)
     data, size = config.data, config.batch_size
     order = epoch_order(len(examples), config.seed, 0)
@@ -42,10 +42,14 @@ def count_work(examples: Sequence[Example], config: TrainConfig) -> Work:
         round(sum(len(example.token_ids) for example in examples) * plan.epochs),
         round(sum(batch.n_tokens for batch in batches) * plan.epochs),
         len(batches) / len(steps),
-        by_size[-1].n_tokens,
-        max(batch.n_targets for batch in batches),
+        _largest(batches),
+        _largest(pack_eval(valid, data.tokens_per_pack, pack=data.pack, share_prefix=data.share_prefix)),
         by_size[len(by_size) // 2],
     )
+
+
+def _largest(batches: Sequence[PackedBatch]) -> BatchSize:
+    return BatchSize(max((batch.n_tokens for batch in batches), default=0), max((batch.n_targets for batch in batches), default=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +61,17 @@ class Fit:
     memory: int
 
 
-def fit_memory(memory: Callable[[int, int, bool], int], work: Work, tokens_per_pack: int, available: int) -> Fit:
+def fit_memory(memory: Callable[[BatchSize, BatchSize, bool], int], work: Work, tokens_per_pack: int, available: int) -> Fit:
     """The largest packs that fit ``available`` bytes: as set, then with recomputed layers, then halved until they do.
 
     ``memory`` is the engine's. None of this changes what is learned. Raises Refused when nothing fits.
     """
 
     def needed(limit: int, recompute: bool) -> int:
-        tokens = work.largest_tokens if limit == tokens_per_pack else min(work.largest_tokens, limit)
-        return memory(tokens, min(work.largest_targets, tokens), recompute)
+        train, score = work.largest, work.largest_scored
+        if limit < tokens_per_pack:
+            train, score = (BatchSize(min(size.tokens, limit), min(size.targets, limit)) for size in (train, score))
+        return memory(train, score, recompute)
 
     limit, recompute = tokens_per_pack, False
     while True:

@@ -23,7 +23,7 @@ from localsft.data.pack import pack_eval
 from localsft.data.render import chat_template
 from localsft.data.template import ChatTemplate
 from localsft.engine import open_engine
-from localsft.engine.base import Engine
+from localsft.engine.base import BatchSize, Engine
 from localsft.errors import InputError
 from localsft.plan import Fit, Work, count_work, fit_memory, measure_speed
 from localsft.runs import Run
@@ -123,7 +123,7 @@ def open_fitting(config: TrainConfig, model: LoadedModel, work: Work, cache: Pat
         )
 
     engine = opened(False)
-    free = engine.memory(0, 0, False) + available_memory()  # what it holds already is in its own account too
+    free = engine.memory(BatchSize(0, 0), BatchSize(0, 0), False) + available_memory()  # what it holds already is in its own account too
     fit = fit_memory(engine.memory, work, config.data.tokens_per_pack, free)
     if fit.recompute:
         del engine
@@ -141,7 +141,7 @@ def available_memory() -> int:
 def examine(config: TrainConfig, model: LoadedModel, examples: Examples) -> dict[str, Any]:
     """The document of ``localsft plan``: the run's work, its memory by the engine's own account, its time by a measurement."""
     before = resident_mb()
-    work = count_work(examples.train, config)
+    work = count_work(examples.train, examples.valid, config)
     engine, config, fit = open_fitting(config, model, work, cache=None)
     rate = measure_speed(engine, work.typical)
     valid = pack_eval(examples.valid, config.data.tokens_per_pack, pack=config.data.pack, share_prefix=config.data.share_prefix)
@@ -156,7 +156,7 @@ def examine(config: TrainConfig, model: LoadedModel, examples: Examples) -> dict
         "epochs": work.plan.epochs,
         "tokens": work.tokens,
         "tokens_computed": work.tokens_computed,
-        "largest_batch_tokens": work.largest_tokens,
+        "largest_batch_tokens": work.largest.tokens,
         "batches_per_step": work.batches_per_step,
         "tokens_per_pack": fit.tokens_per_pack,
         "recompute_layers": fit.recompute,
@@ -172,7 +172,7 @@ def make_trainer(config: TrainConfig, model: LoadedModel, examples: Examples, ru
     """The engine and the loop; writes run.json. Raises Refused where the run would not fit the machine's memory."""
     if not examples.train:
         raise InputError("there is no training example with a supervised token; see what was left out and why")
-    engine, config, _ = open_fitting(config, model, count_work(examples.train, config), cache)
+    engine, config, _ = open_fitting(config, model, count_work(examples.train, examples.valid, config), cache)
     trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref)
     run.write_info(run_info(config, model, examples, engine, trainer.plan))
     return trainer

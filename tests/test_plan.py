@@ -13,6 +13,7 @@ from cases import Golden, alone, load_golden
 from reference_ops import ReferenceOps
 
 from localsft.config import resolve
+from localsft.engine.base import BatchSize
 from localsft.engine.cpu.memory import activation_bytes
 from localsft.engine.cpu.ops import Ops
 from localsft.errors import Refused
@@ -31,7 +32,7 @@ def test_the_memory_account_is_what_a_pass_holds(golden: Golden, recompute: bool
     batch = alone(golden.examples[example])
     engine.accumulate(batch)
     rows = np.unique(batch.target_rows).size
-    counted = activation_bytes(engine.model, batch.n_tokens, batch.n_targets, recompute)
+    counted = activation_bytes(engine.model, BatchSize(batch.n_tokens, batch.n_targets), BatchSize(0, 0), recompute)
     held = engine.model.buffers.nbytes
     assert rows == batch.n_targets
     assert held == counted
@@ -39,23 +40,25 @@ def test_the_memory_account_is_what_a_pass_holds(golden: Golden, recompute: bool
 
 def test_recomputing_takes_less(golden: Golden) -> None:
     engine = golden.engine(Ops("", 1))
-    assert engine.memory(512, 100, True) < engine.memory(512, 100, False) < engine.memory(1024, 100, False)
+    none, small, large = BatchSize(0, 0), BatchSize(512, 100), BatchSize(1024, 100)
+    assert engine.memory(small, none, True) < engine.memory(small, none, False) < engine.memory(large, none, False)
+    assert engine.memory(small, none, False) < engine.memory(small, large, False) < engine.memory(large, large, False)
 
 
 def test_work_is_counted_on_the_real_batches(golden: Golden) -> None:
     config = resolve({"batch_size": 2, "epochs": 3})
-    work = count_work(golden.examples, config)
+    work = count_work(golden.examples, golden.examples[:2], config)
     assert work.tokens == 3 * 82 and work.plan.steps == 9
     assert work.tokens_computed <= work.tokens
-    assert work.largest_tokens <= 23 + 31
+    assert work.largest.tokens <= 23 + 31 and work.largest_scored.targets > 0
 
 
 def test_packs_shrink_until_they_fit_then_it_is_refused(golden: Golden) -> None:
-    work = count_work(golden.examples * 40, resolve({"batch_size": 200, "data.share_prefix": False, "data.tokens_per_pack": 1024}))
-    assert work.largest_tokens > 512
+    work = count_work(golden.examples * 40, [], resolve({"batch_size": 200, "data.share_prefix": False, "data.tokens_per_pack": 1024}))
+    assert work.largest.tokens > 512
 
-    def memory(tokens: int, targets: int, recompute: bool) -> int:
-        return 1000 + tokens * (1 if recompute else 10)
+    def memory(train: BatchSize, score: BatchSize, recompute: bool) -> int:
+        return 1000 + train.tokens * (1 if recompute else 10)
 
     assert fit_memory(memory, work, 1024, 1 << 20).recompute is False
     once = fit_memory(memory, work, 1024, 1000 + 1024)

@@ -110,7 +110,7 @@ def dry_run_report(config: TrainConfig, examples: Examples, as_json: bool) -> No
     """What a run would do, counted on the first epoch's real batches."""
     from localsft.plan import count_work
 
-    work = count_work(examples.train, config)
+    work = count_work(examples.train, examples.valid, config)
     say(f"{work.plan.steps} steps of {config.batch_size} examples, {work.plan.epochs:g} epochs")
     say(f"{work.tokens:,} tokens, of which {work.tokens_computed:,} are computed after packing and sharing; see also: localsft plan")
     if as_json:
@@ -122,7 +122,7 @@ def dry_run_report(config: TrainConfig, examples: Examples, as_json: bool) -> No
                 "epochs": work.plan.epochs,
                 "tokens": work.tokens,
                 "tokens_computed": work.tokens_computed,
-                "largest_batch_tokens": work.largest_tokens,
+                "largest_batch_tokens": work.largest.tokens,
                 "batches_per_step": work.batches_per_step,
             }
         )

@@ -46,6 +46,14 @@ class EngineInfo:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """How large a batch is for memory: T and N."""
+
+    tokens: int
+    targets: int
+
+
 class Engine(Protocol):
     """A base model with a LoRA adapter on some of its linears, its gradient, and its optimizer."""
 
@@ -67,8 +75,8 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[Int32], sampling: Sampling) -> Iterator[Generated]:
         """Tokens as they are decoded, all prompts in one batch. Prompt i's tokens arrive in order."""
 
-    def memory(self, tokens: int, targets: int, recompute: bool) -> int:
-        """Bytes that training takes on batches of up to ``tokens`` tokens and ``targets`` targets: weights, optimizer, activations.
+    def memory(self, train: BatchSize, score: BatchSize, recompute: bool) -> int:
+        """Bytes that a run takes whose largest batches are these: weights, optimizer, activations, working memory.
 
         ``recompute``: of an engine that was opened with ``checkpoint``, so that activations are recomputed in the backward.
         """

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from localsft.batch import Float32, Int32, LossSum, PackedBatch
 from localsft.config import LoraConfig, OptimConfig
 from localsft.engine.adapter import fitting, initial_adapter, optimizer_shapes
-from localsft.engine.base import EngineInfo, Generated, Sampling
+from localsft.engine.base import BatchSize, EngineInfo, Generated, Sampling
 from localsft.engine.cpu.build import build_model
 from localsft.engine.cpu.decode import generate
 from localsft.engine.cpu.memory import memory_of
@@ -62,8 +62,8 @@ class CpuEngine:
             key = cache_key(base=self._base_hash, layer=model.lowest, isa=self.ops.isa, format=1)
             model.frozen = FrozenCache(folder, key, model.architecture.hidden, max_bytes)
 
-    def memory(self, tokens: int, targets: int, recompute: bool) -> int:
-        return memory_of(self.model, self.parameters.values.size, tokens, targets, recompute).total
+    def memory(self, train: BatchSize, score: BatchSize, recompute: bool) -> int:
+        return memory_of(self.model, self.parameters.values.size, train, score, recompute).total
 
     def accumulate(self, batch: PackedBatch) -> LossSum:
         if batch.n_targets == 0:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsft.batch import PackedBatch
+from localsft.engine.base import BatchSize
 from localsft.engine.cpu.buffers import Buffers
 from localsft.engine.cpu.model import Model
 
@@ -58,19 +59,8 @@ class _NoOps:
         return out if self.act_bf16 else x
 
 
-def activation_bytes(model: Model, tokens: int, targets: int, recompute: bool) -> int:
-    """Bytes of all arrays of a training pass over one segment of ``tokens`` tokens, the last ``targets`` supervised."""
-    tokens = max(tokens, 2)
-    targets = max(1, min(targets, tokens - 1))
-    batch = PackedBatch(
-        tokens=np.zeros(tokens, np.int32),
-        positions=np.arange(tokens, dtype=np.int32),
-        segment_starts=np.array([0, tokens], np.int32),
-        segment_parents=np.array([-1], np.int32),
-        target_rows=np.arange(tokens - targets, tokens, dtype=np.int32),
-        target_ids=np.zeros(targets, np.int32),
-        target_weights=np.ones(targets, np.float32),
-    )
+def activation_bytes(model: Model, train: BatchSize, score: BatchSize, recompute: bool) -> int:
+    """Bytes of all arrays of a training pass and a scoring pass; arrays of one name are the same memory."""
     buffers = _CountedBuffers()
     shadow = Model(
         _NoOps(model),  # type: ignore[arg-type]
@@ -83,10 +73,29 @@ def activation_bytes(model: Model, tokens: int, targets: int, recompute: bool) -
         checkpoint=recompute,
     )
     shadow.buffers = buffers
-    p = shadow.forward(batch, train=True)
-    shadow.head_inputs(p)
-    shadow.backward(p, buffers.take("d_x", (targets, model.architecture.hidden), np.float32))
+    if train.tokens:
+        batch = _batch_of(train)
+        p = shadow.forward(batch, train=True)
+        shadow.head_inputs(p)
+        shadow.backward(p, buffers.take("d_x", (batch.n_targets, model.architecture.hidden), np.float32))
+    if score.tokens:
+        shadow.head_inputs(shadow.forward(_batch_of(score), train=False))
     return sum(buffers.sizes.values())
+
+
+def _batch_of(size: BatchSize) -> PackedBatch:
+    """One segment whose last tokens are supervised."""
+    tokens = max(size.tokens, 2)
+    targets = max(1, min(size.targets, tokens - 1))
+    return PackedBatch(
+        tokens=np.zeros(tokens, np.int32),
+        positions=np.arange(tokens, dtype=np.int32),
+        segment_starts=np.array([0, tokens], np.int32),
+        segment_parents=np.array([-1], np.int32),
+        target_rows=np.arange(tokens - targets, tokens, dtype=np.int32),
+        target_ids=np.zeros(targets, np.int32),
+        target_weights=np.ones(targets, np.float32),
+    )
 
 
 def kernel_bytes(model: Model, tokens: int, targets: int, threads: int) -> int:
@@ -99,11 +108,12 @@ def kernel_bytes(model: Model, tokens: int, targets: int, threads: int) -> int:
     return max(packed, chunk) + threads * PANELS
 
 
-def memory_of(model: Model, parameters: int, tokens: int, targets: int, recompute: bool) -> Memory:
-    """Of training on batches of up to ``tokens`` tokens and ``targets`` targets; ``parameters`` float32 numbers are adapted."""
+def memory_of(model: Model, parameters: int, train: BatchSize, score: BatchSize, recompute: bool) -> Memory:
+    """Of a run whose largest batches are these; ``parameters`` float32 numbers are adapted."""
+    tokens, targets = max(train.tokens, score.tokens), max(train.targets, score.targets)
     return Memory(
         weights=model.weight_bytes,
         adapter=16 * parameters,
-        activations=activation_bytes(model, tokens, targets, recompute),
-        kernels=kernel_bytes(model, tokens, targets, model.ops.threads),
+        activations=activation_bytes(model, train, score, recompute),
+        kernels=kernel_bytes(model, tokens, targets, model.ops.threads) if tokens else 0,
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from localsft.batch import Float32, Int32, LossSum, PackedBatch
 from localsft.config import LoraConfig, OptimConfig
 from localsft.engine.adapter import adapter_shapes, fitting, initial_adapter, optimizer_shapes
-from localsft.engine.base import EngineInfo, Generated, Sampling
+from localsft.engine.base import BatchSize, EngineInfo, Generated, Sampling
 from localsft.engine.mlx.adamw import Tensors, adamw, squared_norm
 from localsft.engine.mlx.checkpointed import Checkpointed
 from localsft.engine.mlx.decode import generate
@@ -92,8 +92,9 @@ class MlxEngine:
         }
         self.info = EngineInfo("mlx", "metal" if mx.metal.is_available() else "mlx-cpu", 0, details)
 
-    def memory(self, tokens: int, targets: int, recompute: bool) -> int:
+    def memory(self, train: BatchSize, score: BatchSize, recompute: bool) -> int:
         """An estimate: MLX decides itself what it keeps. Attention's scores are counted in full, as its vjp makes them."""
+        tokens, targets = max(train.tokens, score.tokens), max(train.targets, score.targets)
         config, item = self._config, 4 if self._float32 else 2
         weights = sum(x.nbytes for _, x in tree_flatten(self.model.parameters()))
         adapted = sum(int(np.prod(shape)) for shape in self.shapes.values())
