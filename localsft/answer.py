@@ -19,7 +19,7 @@ from localsft.runs import open_run
 from localsft.session import LoadedModel
 
 # The adapter of an engine that only speaks for the base: B is zero, so that it changes nothing, and small.
-NO_ADAPTER = LoraConfig(rank=1, layers=1, targets=("q_proj",))
+NO_ADAPTER = LoraConfig(rank=1, layers=1)
 
 
 @dataclass(frozen=True, slots=True)

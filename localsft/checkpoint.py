@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from localsft.atomic import atomic_folder
 from localsft.batch import Float32
 from localsft.config import LoraConfig
+from localsft.engine.adapter import in_layer
 from localsft.errors import InputError
 from localsft.weights.safetensors import open_safetensors, write_safetensors
 
@@ -42,7 +43,7 @@ class BaseRef:
 
 def adapter_config(lora: LoraConfig, names: list[str], base: BaseRef) -> dict[str, Any]:
     """adapter_config.json as mlx-lm's ``load_adapters`` reads it (tuner/utils.py), and our own keys under "localsft"."""
-    modules = sorted({name.rpartition(".lora_")[0].split(".", 3)[3] for name in names})
+    modules = sorted({in_layer(name.rpartition(".lora_")[0]) for name in names})
     return {
         "fine_tune_type": "lora",
         "num_layers": -1 if lora.layers == "all" else lora.layers,

@@ -30,6 +30,11 @@ _FUSED = {
 }
 
 
+def in_layer(name: str) -> str:
+    """``model.layers.3.self_attn.q_proj`` -> ``self_attn.q_proj``, what mlx-lm calls the linear's key."""
+    return name[match.end() :] if (match := _LAYER.search(name)) else name
+
+
 def adapter_shapes(linears: Mapping[str, Shape], config: LoraConfig) -> dict[str, Shape]:
     """The adapter's tensors for a base model's linears, by name in sorted order.
 

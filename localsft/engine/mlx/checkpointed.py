@@ -41,7 +41,9 @@ class Checkpointed:
             inner = [PackedCache(cache.attending, tuple(kv) if kv else None) for cache, kv in zip(caches, above, strict=True)]
             call = tree_unflatten([*arrays.items(), *rest, *zip(cache_paths, inner, strict=True)])
             out = self._layer(*call.get("args", []), **call.get("kwargs", {}))
-            return out, [list(cache.own) if cache.own else [] for cache in inner]
+            # A few layers return their keys and values themselves. An output that is there twice would lose a gradient.
+            returned = [id(value) for _, value in tree_flatten(out)] if isinstance(out, tuple) else []
+            return out, [[x + 0 if id(x) in returned else x for x in cache.own or ()] for cache in inner]
 
         out, own = mx.checkpoint(run)(arrays, masters, [list(cache.above) if cache.above else [] for cache in caches])
         for module, (a, b) in zip(self._loras, masters, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 VOCABULARY = 101
+ABSENT = object()
 
 COMMON: dict[str, Any] = {
     "hidden_size": 32,
@@ -36,11 +37,14 @@ SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 PACKED: dict[str, dict[str, Any]] = {
     "llama": {"rope_scaling": LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 7, "layer_types": SLIDING, "tie_word_embeddings": False},
-    "ministral3": {
-        "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 512}
-    },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False},
-    "qwen2": {},
+    "qwen2": {"attention_bias": ABSENT},
+    "gemma3": {  # the text half of a model that also sees
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": 3, "query_pre_attn_scalar": 8,
+        },
+    },
     "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
     "qwen3": {},
     "qwen3_moe": {
@@ -92,20 +96,29 @@ PACKED: dict[str, dict[str, Any]] = {
     "seed_oss": {"attention_out_bias": False},
     "helium": {},
     "nemotron": {"hidden_act": "relu2", "norm_eps": 1e-5, "tie_word_embeddings": False},
-    "minicpm": {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 3.0},
+    "minicpm": {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 3.0, "tie_word_embeddings": False},
     "apertus": {"post_norm": False, "qk_norm": True, "tie_word_embeddings": False},
     "dots1": {
         "first_k_dense_replace": 1, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1, "norm_topk_prob": True,
         "num_experts_per_tok": 2, "routed_scaling_factor": 1.0, "tie_word_embeddings": False,
     },
     "gemma4_text": {
-        "global_head_dim": 16, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
+        "global_head_dim": 16, "num_hidden_layers": 4, "num_kv_shared_layers": 1,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
         "sliding_window": 7, "sliding_window_pattern": 2, "use_double_wide_mlp": False,
     },
 }  # fmt: skip
 
-# Families that carry state from token to token, or use positions as a cache can't say: one example a row.
-UNPACKED: dict[str, dict[str, Any]] = {
+# Families that take one position for a row, not one for each token: a segment a row, prefixes shared.
+SINGLE: dict[str, dict[str, Any]] = {
+    "ministral3": {
+        "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 8},
+    },
+    "gpt2": {"n_ctx": 512, "n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 512, "layer_norm_epsilon": 1e-5},
+}
+
+# Families that carry state from token to token, or whose rotation depends on the length: one example a row.
+ALONE: dict[str, dict[str, Any]] = {
     "lfm2": {
         "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3, "block_dim": 32, "block_multiple_of": 8, "block_ffn_dim_multiplier": 1.0,
         "block_auto_adjust_ff_dim": False, "block_ff_dim": 48, "full_attn_idxs": [1],
@@ -114,7 +127,6 @@ UNPACKED: dict[str, dict[str, Any]] = {
         "num_heads": 4, "state_size": 8, "layer_norm_epsilon": 1e-5, "conv_kernel": 4, "n_groups": 1, "use_bias": False,
         "use_conv_bias": True, "time_step_limit": [0.0, 100.0], "time_step_rank": "auto", "head_dim": 16, "intermediate_size": 64,
     },
-    "gpt2": {"n_ctx": 512, "n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 512, "layer_norm_epsilon": 1e-5},
     "internlm3": {"bias": False, "qkv_bias": False, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     "qwen3_next": {
         "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
@@ -131,4 +143,6 @@ UNPACKED: dict[str, dict[str, Any]] = {
 
 
 def config_of(family: str) -> dict[str, Any]:
-    return COMMON | {"model_type": family} | (PACKED.get(family) or UNPACKED.get(family) or {})
+    """The contents of its config.json; ABSENT in a table above takes a common key away."""
+    values = COMMON | {"model_type": family} | {**PACKED, **SINGLE, **ALONE}[family]
+    return {key: value for key, value in values.items() if value is not ABSENT}
