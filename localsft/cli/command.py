@@ -59,7 +59,8 @@ def setting_options(function: F) -> F:
 
     for setting in reversed([setting for setting in settings() if setting.has_flag]):
         if setting.hint is bool:
-            option = click.option(setting.flag, setting.name, flag_value=not setting.default, default=None, help=setting.help)
+            text = f"Do not {setting.help[0].lower()}{setting.help[1:]}" if setting.default else setting.help
+            option = click.option(setting.flag, setting.name, flag_value=not setting.default, default=None, help=text)
         else:
             shown = ", ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
             note = "" if setting.default is None else f"  [default: {shown}]"
