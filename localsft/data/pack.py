@@ -26,7 +26,9 @@ from localsft.batch import Example, Float32, Int32, PackedBatch
 
 Int64 = NDArray[np.int64]
 
-# A branching after fewer shared tokens than this is not worth a segment: the branches repeat those tokens.
+# A branching after fewer shared tokens than this is not worth a segment: the branches repeat those tokens. On the cpu engine a
+# segment pays for itself from about 2 tokens on; an engine that makes a call for each segment needs more. On the conversations
+# of examples/billing-support, limits from 2 to 32 change the computed tokens by less than 0.1 %.
 MIN_SHARED = 8
 
 
