@@ -30,6 +30,11 @@ lint: $(VENV)/tests-installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cc' -o -name '*.inl')
 
+# The benchmarks that need no peer; the others say what they need (bench/*.py).
+bench: $(VENV)/tests-installed
+	$(BIN)/python bench/pack.py
+	$(BIN)/python bench/attention.py
+
 $(VENV)/pip: | compiler
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "localsft needs Python 3.10 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)

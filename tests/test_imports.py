@@ -20,6 +20,7 @@ LAYERS = (
     {"checkpoint", "runs"},
     {"evaluate"},
     {"train"},
+    {"plan"},
     {"session"},
     {"answer", "doctor", "export"},
     {"cli"},
