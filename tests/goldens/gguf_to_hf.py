@@ -1,4 +1,4 @@
-"""A llama GGUF as transformers and tokenizers see it: exact float32 weights, a BPE tokenizer, a Hugging Face folder.
+"""A llama GGUF as transformers and tokenizers see it: its own weights as float32, a BPE tokenizer, a Hugging Face folder.
 
 Needs the goldens' own environment (see make_goldens.py). To write the folder that the peer benchmark trains (bf16, about 270 MB):
 
@@ -8,6 +8,7 @@ Needs the goldens' own environment (see make_goldens.py). To write the folder th
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def unpermuted(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def hf_model(reader: GGUFReader) -> LlamaForCausalLM:
-    """The GGUF's own weights, dequantized without rounding, in a float32 model."""
+    """The GGUF's own weights (scale·q + bias in float32) in a float32 model."""
     config = hf_config(reader)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     state = {}
@@ -110,6 +111,10 @@ def write_folder(reader: GGUFReader, folder: Path) -> None:
     """config.json, model.safetensors in bf16, tokenizer files and chat template, as ``from_pretrained`` wants them."""
     model = hf_model(reader).to(torch.bfloat16)
     model.save_pretrained(folder)
+    # transformers 5 writes theta inside rope_parameters only; readers of the older form would silently take their default.
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_theta"] = value(reader, "llama.rope.freq_base")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokens = value(reader, "tokenizer.ggml.tokens")
     token = {kind: tokens[value(reader, f"tokenizer.ggml.{kind}_token_id")] for kind in ("bos", "eos", "padding")}
     tokenizer = PreTrainedTokenizerFast(

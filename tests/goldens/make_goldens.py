@@ -5,6 +5,7 @@ They live in an environment of their own, never in the project's:
     python3.11 -m venv venv-torch
     venv-torch/bin/pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0 datasets==5.2.0 accelerate==1.15.0 gguf==0.19.0
     venv-torch/bin/python tests/goldens/make_goldens.py tiny
+    venv-torch/bin/python tests/goldens/make_goldens.py smollm2 --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
 Every random number comes from a seeded NumPy generator; torch only computes.
 """
@@ -12,11 +13,15 @@ Every random number comes from a seeded NumPy generator; torch only computes.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from gguf import GGUFReader
+from gguf_to_hf import bpe_tokenizer, hf_model
 from numpy.typing import NDArray
 from peft_reference import (
     LINEARS,
@@ -206,12 +211,142 @@ def make_tiny() -> None:
         np.savez_compressed(folder.with_suffix(".npz"), **tiny_goldens(folder, seed + 5))
 
 
+SMOLLM2_CHATS = (
+    (
+        ("system", "You answer billing questions of Acme Cloud. Refunds: within 30 days, to the original payment method."),
+        ("user", "hi, i was charged 2x for march (invoice #20391) — can i get one of them back??"),
+        ("assistant", "Yes. Invoice #20391 was paid twice on March 3; I have refunded the second $29.00 to your card. Allow 5–10 days."),
+    ),
+    (
+        ("user", "Quel jour vient après mardi ? Réponds en un mot, s'il te plaît."),
+        ("assistant", "Mercredi."),
+        ("user", "And in English?"),
+        ("assistant", "Wednesday."),
+    ),
+    (
+        ("user", "def area(r):\n    return 3.14159 * r ** 2\n\nWhat does `area(2)` return? 😀"),
+        ("assistant", "12.56636, the area of a circle of radius 2."),
+    ),
+)
+SMOLLM2_SEED, SMOLLM2_RANK, SMOLLM2_ALPHA, SMOLLM2_LR, SMOLLM2_STD = 20270, 8, 16, 1e-3, 0.01
+SAMPLED_ROWS, SAMPLED_IDS, SAMPLED_ENTRIES = 8, 32, 16
+
+
+def smollm2_examples(reader: GGUFReader) -> list[Example]:
+    """The chats in ChatML; assistant turns supervised up to and with <|im_end|>, the first of the second chat with weight 0.5."""
+    tokenizer = bpe_tokenizer(reader)
+    examples = []
+    for chat in SMOLLM2_CHATS:
+        ids, weights = [], []
+        for i, (role, content) in enumerate(chat):
+            weight = 0.0 if role != "assistant" else 0.5 if i == 1 and len(chat) == 4 else 1.0
+            for text, w in ((f"<|im_start|>{role}\n", 0.0), (f"{content}<|im_end|>", weight), ("\n", 0.0)):
+                piece = tokenizer.encode(text).ids
+                ids += piece
+                weights += [w] * len(piece)
+        examples.append(Example(np.array(ids, np.int32), np.array(weights, np.float32)))
+    return examples
+
+
+def smollm2_lora(model: LlamaForCausalLM) -> dict[str, NDArray[np.float32]]:
+    """A and B as the tests draw them again (README.md): nothing of this is stored but the norms."""
+    c = model.config
+    shapes = linear_shapes(c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim)
+    rng = np.random.Generator(np.random.PCG64(SMOLLM2_SEED))
+    initial = {}
+    for module in module_names(range(c.num_hidden_layers), LINEARS):
+        n_in, n_out = shapes[module.rsplit(".", 1)[1]]
+        initial[f"{module}.lora_a"] = (rng.standard_normal((n_in, SMOLLM2_RANK)) * SMOLLM2_STD).astype(np.float32)
+        initial[f"{module}.lora_b"] = (rng.standard_normal((SMOLLM2_RANK, n_out)) * SMOLLM2_STD).astype(np.float32)
+    return initial
+
+
+def smollm2_run(reader: GGUFReader, *, exact: bool) -> dict[str, NDArray]:
+    """What smollm2.npz holds, in float64 (``exact``) or as PyTorch computes it in float32."""
+    examples, rng = smollm2_examples(reader), np.random.default_rng(SMOLLM2_SEED + 1)
+    model = hf_model(reader)
+    initial = smollm2_lora(model)
+    if exact:
+        make_float64(model)
+    layers = range(model.config.num_hidden_layers)
+    with torch.no_grad():
+        base = [forward(model, e) for e in examples]
+    peft = with_lora(model, rank=SMOLLM2_RANK, alpha=SMOLLM2_ALPHA, layers=layers, targets=LINEARS, initial=initial)
+    with torch.no_grad():
+        tuned = [forward(peft, e) for e in examples]
+    ids = np.concatenate([e.ids for e in examples])
+    starts = np.cumsum([0] + [e.ids.size for e in examples]).astype(np.int32)
+    logits = torch.cat([f.logits for f in tuned])
+    rows = np.concatenate([np.sort(rng.choice(np.arange(a, b), SAMPLED_ROWS, replace=False)) for a, b in pairwise(starts)]).astype(np.int32)
+    logit_ids = rng.integers(0, model.config.vocab_size, (rows.size, SAMPLED_IDS)).astype(np.int32)
+    grads = gradients(peft, examples)
+    index = np.stack([np.sort(rng.choice(grad.size, SAMPLED_ENTRIES, replace=False)) for grad in grads.values()]).astype(np.int32)
+
+    def sampled(arrays: dict[str, NDArray]) -> NDArray[np.float64]:
+        return np.stack([array.ravel()[i] for array, i in zip(arrays.values(), index, strict=True)]).astype(np.float64)
+
+    def norms(arrays: dict[str, NDArray]) -> NDArray[np.float64]:
+        return np.array([np.linalg.norm(array.astype(np.float64)) for array in arrays.values()])
+
+    out = {
+        "ids": ids,
+        "weights": np.concatenate([e.weights for e in examples]),
+        "starts": starts,
+        "weight": np.float64(total_weight(examples)),
+        "seed": np.int64(SMOLLM2_SEED),
+        "std": np.float64(SMOLLM2_STD),
+        "rank": np.int32(SMOLLM2_RANK),
+        "scale": np.float64(SMOLLM2_ALPHA / SMOLLM2_RANK),
+        "lr": np.float64(SMOLLM2_LR),
+        "names": np.array(list(grads)),
+        "init_norms": norms({name: initial[name] for name in grads}),
+        "base_loss": np.float64(sum(f.loss.item() for f in base)),
+        "base_logprobs": np.concatenate([f.logprobs.numpy() for f in base]),
+        "loss": np.float64(sum(f.loss.item() for f in tuned)),
+        "logprobs": np.concatenate([f.logprobs.numpy() for f in tuned]),
+        "logsumexp": torch.logsumexp(logits.double(), -1).numpy(),
+        "argmax": logits.argmax(-1).numpy().astype(np.int32),
+        "logit_rows": rows,
+        "logit_ids": logit_ids,
+        "logits": np.take_along_axis(logits[rows].double().numpy(), logit_ids, 1),
+        "grad_norms": norms(grads),
+        "grad_index": index,
+        "grads": sampled(grads),
+    }
+    out["step_losses"], out["step_norms"] = ten_steps(peft, examples, SMOLLM2_LR)
+    final = values(peft)
+    out["final_norms"], out["finals"] = norms(final), sampled(final)
+    return out
+
+
+def make_smollm2(gguf: Path) -> None:
+    """smollm2.npz."""
+    reader = GGUFReader(gguf)
+    out = smollm2_run(reader, exact=True)
+    out["gguf_sha256"] = np.array(hashlib.sha256(gguf.read_bytes()).hexdigest())
+    np.savez_compressed(HERE / "smollm2.npz", **out)
+    print("lengths", np.diff(out["starts"]), "weight", out["weight"], "base loss", out["base_loss"], "loss", out["loss"])
+    print("step losses", out["step_losses"].round(4), "norms", out["step_norms"].round(4))
+    single = smollm2_run(reader, exact=False)
+    for key in ("base_loss", "loss", "step_losses", "step_norms", "grad_norms", "final_norms"):
+        print(f"  float32 strays by {np.abs(single[key] / out[key] - 1).max():.1e} relative: {key}")
+    for key in ("logprobs", "logsumexp", "logits", "finals"):
+        print(f"  float32 strays by {np.abs(single[key] - out[key]).max():.1e} absolute: {key}")
+    print(f"  float32 strays by {(np.abs(single['grads'] - out['grads']).max(1) / out['grad_norms']).max():.1e} of the norm: grads")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tiny"])
-    parser.parse_args()
-    torch.set_num_threads(2)
-    make_tiny()
+    parser.add_argument("what", choices=["tiny", "smollm2"])
+    parser.add_argument("--gguf", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf, for smollm2")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # two threads that wait for each other are slower on a busy machine, and one is repeatable
+    if args.what == "tiny":
+        make_tiny()
+    elif args.gguf is None:
+        parser.error("smollm2 needs --gguf")
+    else:
+        make_smollm2(args.gguf)
 
 
 if __name__ == "__main__":
