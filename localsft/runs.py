@@ -93,6 +93,11 @@ class Run:
             records.append(record)
         return records
 
+    def keep_metrics(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that came after ``step``, and a torn one, before a run goes on from there."""
+        kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+        write_atomic(self.path / "metrics.jsonl", b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in kept))
+
 
 def create(out: str | None, data: str, root: Path = ROOT) -> Run:
     """Make a new run folder: ``out``, or ``root/DATE-NAME-N`` with the data's name and the first free number.

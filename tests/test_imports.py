@@ -22,7 +22,7 @@ LAYERS = (
     {"train"},
     {"plan"},
     {"session"},
-    {"answer", "doctor", "export"},
+    {"answer", "resume", "doctor", "export"},
     {"cli"},
     {"__main__"},
 )

@@ -54,6 +54,17 @@ def test_metrics_ignore_only_a_torn_last_line(tmp_path: Path) -> None:
         run.metrics()
 
 
+def test_metrics_after_a_checkpoint_are_taken_back(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"ste')
+    run.keep_metrics(2)
+    run.append_metrics({"step": 3, "again": True})
+    assert run.metrics() == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
 def test_listing_passes_over_other_folders_and_sorts_numbers(tmp_path: Path) -> None:
     for name in ("run-10", "run-2", "other"):
         (tmp_path / name).mkdir()

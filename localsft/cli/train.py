@@ -51,11 +51,18 @@ def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: 
 
 def train(config: TrainConfig, model: LoadedModel, examples: Examples, as_json: bool) -> None:
     from localsft.runs import create
-    from localsft.session import make_trainer, result
+    from localsft.session import make_trainer
 
     run = create(config.out, config.data.path)
-    trainer = make_trainer(config, model, examples, run, cache=frozen_cache())
-    say(f"run {run.path}: {trainer.plan.steps} steps on the {trainer.engine.info.name} engine ({trainer.engine.info.isa})")
+    carry_out(make_trainer(config, model, examples, run, cache=frozen_cache()), as_json)
+
+
+def carry_out(trainer: Trainer, as_json: bool) -> None:
+    """Train to the end or to an interruption, and say and record what came of it."""
+    from localsft.session import result
+
+    run, info = trainer.run, trainer.engine.info
+    say(f"run {run.path}: steps {trainer.totals.step + 1} to {trainer.plan.steps} on the {info.name} engine ({info.isa})")
     reason = follow(trainer)
     document = result(trainer)
     run.write_info(run.info() | {"result": document | {"reason": reason}})
@@ -63,6 +70,7 @@ def train(config: TrainConfig, model: LoadedModel, examples: Examples, as_json: 
     if as_json:
         write_json(document)
     if reason == "interrupted":
+        say(f"to go on: localsft resume {run.path}")
         raise click.exceptions.Exit(130)
 
 
