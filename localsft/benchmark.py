@@ -1,0 +1,135 @@
+"""A user's own figures in a minute: products, training and generation on this machine, and what they mean for data."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from localsft.batch import PackedBatch
+from localsft.config import LoraConfig, OptimConfig
+from localsft.engine import open_engine
+from localsft.engine.base import Engine, Sampling
+from localsft.session import LoadedModel
+
+STEP_TOKENS = 1024
+STEP_SEQUENCES = 4
+DECODED = 48
+PROMPT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured figure: ``value`` in ``unit``, the median of ``runs`` runs; ``of_peak`` as a share of the machine's peak."""
+
+    name: str
+    value: float
+    unit: str
+    runs: int
+    of_peak: float | None = None
+
+
+def measure(model: LoadedModel, engine_name: str, threads: int | None) -> Iterator[Figure]:
+    """The figures one after the other, as they are measured; the cpu engine's products and peak come first."""
+    engine = open_engine(engine_name, model.base, LoraConfig(), OptimConfig(), threads=threads)
+    peak = None
+    if engine.info.name == "cpu":
+        from localsft.engine.cpu.engine import CpuEngine
+
+        assert isinstance(engine, CpuEngine)
+        peak = engine.ops.peak_flops()
+        yield Figure("peak of the multiply-add units", peak / 1e9, "GFLOP/s", 1)
+        for name, rate, runs in _products(engine):
+            yield Figure(name, rate / 1e9, "GFLOP/s", runs, rate / peak)
+    seconds, runs = _median_seconds(lambda: engine.accumulate(_step_batch(model.base.config.vocab_size)), 6.0)
+    flops = _step_flops(model)
+    yield Figure(
+        f"training, {STEP_SEQUENCES} x {STEP_TOKENS // STEP_SEQUENCES} tokens, half of them supervised",
+        STEP_TOKENS / seconds,
+        "tokens/s",
+        runs,
+        flops / seconds / peak if peak else None,
+    )
+    for batch in (1, 16):
+        yield _decoding(engine, batch, model.base.config.vocab_size)
+
+
+def _products(engine: object) -> Iterator[tuple[str, float, int]]:
+    from localsft.engine.cpu.engine import CpuEngine
+
+    assert isinstance(engine, CpuEngine)
+    ops, group = engine.ops, engine.model.layers[0].gate_up
+    rows, inputs, outputs = 1024, group.inputs, group.widths[0]
+    weight = group.weights[:1]
+    x, dy = (np.zeros((rows, width), ops.act_dtype) for width in (inputs, outputs))
+    y, dx = np.zeros((rows, outputs), ops.act_dtype), np.zeros((rows, inputs), ops.act_dtype)
+    u = np.zeros((rows, 0), np.float32)
+    work = 2.0 * rows * inputs * outputs
+    shape = f"{rows} x {inputs} x {outputs}, weights as in the base"
+    seconds, runs = _median_seconds(lambda: ops.linear_forward(x, weight, [None], [None], [0.0], [y], u, False), 1.0)
+    yield f"product {shape}", work / seconds, runs
+    backward: Callable[[], object] = lambda: ops.linear_backward(  # noqa: E731
+        [dy], weight, [None], [None], [0.0], x, u, [None], [None], dx, False
+    )
+    seconds, runs = _median_seconds(backward, 1.0)
+    yield f"its backward {shape}", work / seconds, runs
+
+
+def _step_batch(vocab: int) -> PackedBatch:
+    """Separate sequences; the second half of each is supervised."""
+    length = STEP_TOKENS // STEP_SEQUENCES
+    rows = np.concatenate([np.arange(s * length + length // 2 - 1, (s + 1) * length - 1) for s in range(STEP_SEQUENCES)])
+    tokens = np.random.default_rng(0).integers(0, vocab, STEP_TOKENS)
+    return PackedBatch(
+        tokens=tokens.astype(np.int32),
+        positions=np.tile(np.arange(length, dtype=np.int32), STEP_SEQUENCES),
+        segment_starts=np.arange(0, STEP_TOKENS + 1, length, dtype=np.int32),
+        segment_parents=np.full(STEP_SEQUENCES, -1, np.int32),
+        target_rows=rows.astype(np.int32),
+        target_ids=tokens[rows + 1].astype(np.int32),
+        target_weights=np.ones(rows.size, np.float32),
+    )
+
+
+def _step_flops(model: LoadedModel) -> float:
+    """Of the products with frozen weights in one step: forward, and the gradient of the input; the head only on targets."""
+    c = model.base.config
+    attention, keys = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
+    layer = c.hidden_size * (2 * attention + 2 * keys + 3 * c.ffn_size)
+    return 4.0 * (STEP_TOKENS * c.n_layers * layer + STEP_TOKENS / 2 * c.hidden_size * c.vocab_size)
+
+
+def _decoding(engine: Engine, batch: int, vocab: int) -> Figure:
+    """Tokens per second once the prompts are read."""
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, vocab, PROMPT).astype(np.int32) for _ in range(batch)]
+    rates = []
+    for _ in range(3):
+        times = []
+        for token in engine.generate(prompts, Sampling(max_tokens=DECODED)):
+            if token.prompt == batch - 1:
+                times.append(time.perf_counter())
+        rates.append(batch * (len(times) - 1) / (times[-1] - times[0]))
+    return Figure(
+        f"generation, {batch} at once" if batch > 1 else "generation, one answer", statistics.median(rates), "tokens/s", len(rates)
+    )
+
+
+def _median_seconds(call: Callable[[], object], budget: float) -> tuple[float, int]:
+    """The median time of a call over about ``budget`` seconds (at least three calls, after one that warms up), and how many."""
+    call()
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - started < budget:
+        before = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - before)
+    return statistics.median(times), len(times)
+
+
+def epoch_seconds(tokens_per_second: float, examples: int = 1000, tokens: int = 400) -> float:
+    """What the training figure means for a dataset, before packing's and sharing's savings."""
+    return examples * tokens / tokens_per_second
