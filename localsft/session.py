@@ -6,7 +6,7 @@ import datetime
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,11 +168,17 @@ def examine(config: TrainConfig, model: LoadedModel, examples: Examples) -> dict
     }
 
 
-def make_trainer(config: TrainConfig, model: LoadedModel, examples: Examples, run: Run, cache: Path | None = None) -> Trainer:
-    """The engine and the loop; writes run.json. Raises Refused where the run would not fit the machine's memory."""
+def make_trainer(
+    config: TrainConfig, model: LoadedModel, examples: Examples, make_run: Callable[[], Run], cache: Path | None = None
+) -> Trainer:
+    """The engine and the loop; then makes the run folder and writes run.json, so that what can't start leaves none behind.
+
+    Raises Refused where the run would not fit the machine's memory.
+    """
     if not examples.train:
         raise InputError("there is no training example with a supervised token; see what was left out and why")
     engine, config, _ = open_fitting(config, model, count_work(examples.train, examples.valid, config), cache)
+    run = make_run()
     trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref)
     run.write_info(run_info(config, model, examples, engine, trainer.plan))
     return trainer

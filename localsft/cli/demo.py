@@ -46,8 +46,8 @@ def command(as_json: bool, **values: str | None) -> None:
     examples = load_examples(config, model)
     report_examples(examples)
     questions = pick_questions(data / "holdout.jsonl")
-    run = create(config.out, config.data.path)
-    trainer = make_trainer(config, model, examples, run, cache=frozen_cache())
+    trainer = make_trainer(config, model, examples, lambda: create(config.out, config.data.path), cache=frozen_cache())
+    run = trainer.run
     sampling = Sampling(max_tokens=LONGEST)
     say(f"asking the base model {len(questions)} questions of the holdout")
     before = answer(model, trainer.engine, questions, sampling)

@@ -53,8 +53,7 @@ def train(config: TrainConfig, model: LoadedModel, examples: Examples, as_json: 
     from localsft.runs import create
     from localsft.session import make_trainer
 
-    run = create(config.out, config.data.path)
-    carry_out(make_trainer(config, model, examples, run, cache=frozen_cache()), as_json)
+    carry_out(make_trainer(config, model, examples, lambda: create(config.out, config.data.path), cache=frozen_cache()), as_json)
 
 
 def carry_out(trainer: Trainer, as_json: bool) -> None:
