@@ -76,8 +76,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--peer-python")
     parser.add_argument("--peer-model")
-    for name, default in {"rows": 0, "batch": 8, "epochs": 1, "rank": 8, "rounds": 3, "threads": 2, "max_length": 2048, "layers": 0}.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    numbers = {"rows": 0, "batch": 8, "epochs": 1, "rank": 8, "rounds": 3, "threads": 2, "max-length": 2048, "layers": 0}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tokens-per-pack", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--plain", action="store_true")
