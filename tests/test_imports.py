@@ -22,7 +22,7 @@ LAYERS = (
     {"train"},
     {"plan"},
     {"session"},
-    {"answer", "resume", "doctor", "export"},
+    {"answer", "resume", "doctor", "benchmark", "export"},
     {"cli"},
     {"__main__"},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def engine_of(base: BaseModel, golden: dict[str, Any], isa: str) -> CpuEngine:
 
 def examples(golden: dict[str, Any]) -> list[Example]:
     starts = golden["starts"]
-    return [Example(golden["ids"][a:b], golden["weights"][a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [Example(golden["ids"][a:b], golden["weights"][a:b]) for a, b in pairwise(starts)]
 
 
 def accumulate(engine: CpuEngine, golden: dict[str, Any]) -> LossSum:
@@ -82,7 +83,7 @@ def test_loss_gradients_and_logits(base: BaseModel, golden: dict[str, Any], isa:
     assert relative(entries, expected) < gradient_limit
 
     ids, starts = golden["ids"], golden["starts"]
-    for a, b in zip(starts[:-1], starts[1:], strict=True):
+    for a, b in pairwise(starts):
         logprobs, _ = engine.score(alone(Example(ids[a:b], np.array([0] + [1] * (b - a - 1), np.float32))))
         assert relative(logprobs, golden["logprobs"][a + 1 : b]) < 10 * loss_limit
 
