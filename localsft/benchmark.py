@@ -103,19 +103,23 @@ def _step_flops(model: LoadedModel) -> float:
 
 
 def _decoding(engine: Engine, batch: int, vocab: int) -> Figure:
-    """Tokens per second once the prompts are read."""
+    rates = decoding_rates(engine, batch, vocab, DECODED, 3)
+    name = f"generation, {batch} at once" if batch > 1 else "generation, one answer"
+    return Figure(name, statistics.median(rates), "tokens/s", len(rates))
+
+
+def decoding_rates(engine: Engine, batch: int, vocab: int, tokens: int, rounds: int) -> list[float]:
+    """Tokens per second of ``batch`` answers together, once their prompts are read: one figure a round."""
     random = np.random.default_rng(0)
     prompts = [random.integers(0, vocab, PROMPT).astype(np.int32) for _ in range(batch)]
     rates = []
-    for _ in range(3):
+    for _ in range(rounds):
         times = []
-        for token in engine.generate(prompts, Sampling(max_tokens=DECODED)):
+        for token in engine.generate(prompts, Sampling(max_tokens=tokens)):
             if token.prompt == batch - 1:
                 times.append(time.perf_counter())
         rates.append(batch * (len(times) - 1) / (times[-1] - times[0]))
-    return Figure(
-        f"generation, {batch} at once" if batch > 1 else "generation, one answer", statistics.median(rates), "tokens/s", len(rates)
-    )
+    return rates
 
 
 def _median_seconds(call: Callable[[], object], budget: float) -> tuple[float, int]:
