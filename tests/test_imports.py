@@ -22,7 +22,7 @@ LAYERS = (
     {"train"},
     {"plan"},
     {"session"},
-    {"answer", "resume", "doctor", "benchmark", "export"},
+    {"answer", "resume", "doctor", "benchmark", "selftest", "export"},
     {"cli"},
     {"__main__"},
 )

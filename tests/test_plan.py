@@ -10,12 +10,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "engine" / "cpu"))
 from cases import Golden, alone, load_golden
-from reference_ops import ReferenceOps
 
 from localsft.config import resolve
 from localsft.engine.base import BatchSize
 from localsft.engine.cpu.memory import activation_bytes
 from localsft.engine.cpu.ops import Ops
+from localsft.engine.cpu.reference import ReferenceOps
 from localsft.errors import Refused
 from localsft.plan import SMALLEST_PACK, count_work, fit_memory, measure_speed
 

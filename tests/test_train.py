@@ -14,12 +14,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "engine" / "cpu"))
 from cases import Golden, load_golden
-from reference_ops import ReferenceOps
 
 from localsft.batch import Example, LossSum
 from localsft.checkpoint import BaseRef, load_adapter, newest_checkpoint
 from localsft.config import OptimConfig, TrainConfig, resolve
 from localsft.engine.cpu.engine import CpuEngine
+from localsft.engine.cpu.reference import ReferenceOps
 from localsft.errors import InputError, LocalsftError
 from localsft.runs import Run, create
 from localsft.schedule import learning_rate

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from localsft.cli.command import ExampleCommand
 from localsft.cli.output import megabytes, write, write_json
 
+if TYPE_CHECKING:
+    from localsft.selftest import Check
 
-@click.command(cls=ExampleCommand, example="localsft doctor", name="doctor")
+
+@click.command(cls=ExampleCommand, example="localsft doctor\nlocalsft doctor --selftest", name="doctor")
+@click.option("--selftest", is_flag=True, help="Also prove every set of kernels and every engine on this machine; under a minute.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(as_json: bool) -> None:
+def command(selftest: bool, as_json: bool) -> None:
     """What this machine has: processor, kernels, memory, packages, the cache folder.
 
     Ends with 1 when something is found that would stop a run.
@@ -20,13 +25,28 @@ def command(as_json: bool) -> None:
     from localsft.doctor import examine
 
     report = examine()
+    checks = prove(quiet=as_json) if selftest else []
     if as_json:
-        write_json(report)
+        write_json(report | ({"selftest": [asdict(check) | {"passed": check.passed} for check in checks]} if selftest else {}))
     else:
         for key, value in report.items():
             write(f"{key.removesuffix('_bytes').replace('_', ' ') + ':':14}{_words(key, value)}\n")
-    if report["problems"]:
+    if report["problems"] or not all(check.passed for check in checks):
         raise click.exceptions.Exit(1)
+
+
+def prove(quiet: bool) -> list[Check]:
+    """Run the selftest; unless quiet, show each check as it ends."""
+    from localsft.selftest import run
+
+    checks = []
+    for check in run():
+        checks.append(check)
+        if not quiet:
+            verdict = "ok    " if check.passed else "FAILED"
+            figures = check.problem or f"{check.difference:.1e}, at most {check.limit:.1e}"
+            write(f"{verdict} {check.subject:<12}{check.claim:<42}{figures}\n")
+    return checks
 
 
 def _words(key: str, value: Any) -> str:

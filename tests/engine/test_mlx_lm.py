@@ -12,13 +12,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "cpu"))
 from cases import LORAS, OPTIM, Golden, alone, load_golden, relative
-from reference_ops import ReferenceOps
 
 from localsft.batch import Example
 from localsft.checkpoint import BaseRef, load_adapter, save_adapter
 from localsft.config import LoraConfig
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops, available_isas
+from localsft.engine.cpu.reference import ReferenceOps
 from localsft.weights.load import BaseModel, load_base
 from localsft.weights.safetensors import write_safetensors
 from localsft.weights.tensor import AffineQuantized, Dense

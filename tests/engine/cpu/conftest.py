@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from reference_ops import ReferenceOps
 
 from localsft.engine.cpu.ops import Ops, available_isas
+from localsft.engine.cpu.reference import ReferenceOps
 
 
 @pytest.fixture(params=["reference", *available_isas()])

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import Golden, alone, load_golden
-from reference_ops import ReferenceOps
 
 from localsft.batch import LossSum
 from localsft.data.pack import pack_step
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.frozen import path_keys
 from localsft.engine.cpu.ops import Ops, available_isas
+from localsft.engine.cpu.reference import ReferenceOps
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import LORAS, OPTIM, Golden, alone, load_golden, relative
-from reference_ops import ReferenceOps
+from reference_ops import LeakingOps, UnweightedOps
 
 from localsft.batch import Example, LossSum, PackedBatch
 from localsft.config import LoraConfig
 from localsft.data.pack import pack_step
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops, available_isas
+from localsft.engine.cpu.reference import ReferenceOps
 
 
 @pytest.fixture(params=["tiny_tied", "tiny_untied"])
@@ -139,10 +140,10 @@ def test_sharing_computes_fewer_tokens(golden: Golden) -> None:
     assert computed(True) == computed(False) - 11  # the common prefix of the last two examples, once
 
 
-@pytest.mark.parametrize("mutation", ["mask", "weights"])
-def test_a_broken_rule_shows(golden: Golden, mutation: str) -> None:
+@pytest.mark.parametrize("broken_ops", [LeakingOps, UnweightedOps])
+def test_a_broken_rule_shows(golden: Golden, broken_ops: Any) -> None:
     """The equalities above do catch a leak between segments and a dropped weight."""
-    broken = golden.engine(ReferenceOps(mutation))
+    broken = golden.engine(broken_ops())
     batches = pack_step(golden.examples, 4096, pack=True, share_prefix=False)
     loss = accumulate(broken, batches)
     assert abs(loss.loss / float(golden.values["all/loss"]) - 1) > 1e-3
