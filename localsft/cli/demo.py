@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Settings of the demo besides the defaults: a run of few minutes on two cores.
 SETTINGS: dict[str, Any] = {"epochs": 2, "optim.learning_rate": 1e-3}
 QUESTIONS = 3  # holdout questions that are shown
-LONGEST = 120  # tokens of an answer that is shown
+LONGEST = 80  # tokens of an answer that is shown
 
 
 @click.command(cls=ExampleCommand, example="localsft demo", name="demo")
@@ -103,4 +103,4 @@ def show(questions: list[list[Message]], before: list[Answer], after: list[Answe
 
 
 def _shown(answer: Answer) -> str:
-    return answer.text.strip() + (" ..." if answer.finish == "length" else "")
+    return " ".join(answer.text.split()) + (" ..." if answer.finish == "length" else "")
