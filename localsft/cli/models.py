@@ -33,7 +33,7 @@ def list_models(as_json: bool) -> None:
         return
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        here = "here" if row["path"] else ""
+        here = "bad" if row["problem"] else "here" if row["path"] else ""
         size = f"{row['parameters'] / 1e9:.2f}B"
         space = megabytes(row["size"]) if row["size"] else ""
         write(f"{row['name']:{width}}  {size:>6}  {space:>8}  {here:4}  {row['licence']:28}  {row['title']}\n")
@@ -74,11 +74,17 @@ def pull(name: str, given: Path | None) -> None:
 
 
 def describe(card: Card) -> dict[str, Any]:
-    """A card for a person or a program; ``path`` is '' until the model is here."""
+    """A card for a person or a program; ``path`` is '' until the model is here, whole."""
     import msgspec
 
+    from localsft.errors import InputError
     from localsft.models.cache import cached
 
+    path, problem = "", ""
+    try:
+        path = str(cached(card) or "")
+    except InputError as error:
+        problem = str(error)
     source = msgspec.to_builtins(card.source)
     origin = {key: value for key, value in source.items() if isinstance(value, str)}
     return {
@@ -95,7 +101,8 @@ def describe(card: Card) -> dict[str, Any]:
         "source": origin,
         "template": card.template,
         "settings": card.settings,
-        "path": str(cached(card) or ""),
+        "path": path,
+        "problem": problem,
     }
 
 

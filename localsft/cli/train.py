@@ -111,6 +111,8 @@ def report_examples(examples: Examples) -> None:
         for what, counter in (("left out", report.skipped), ("note", report.notes)):
             for reason, count in counter.items():
                 say(f"  {what}: {reason}: {count:,} (first at {report.first[reason]})")
+    if examples.valid and "valid" not in examples.reports:
+        say(f"valid: {len(examples.valid):,} of them held out")
 
 
 def dry_run_report(config: TrainConfig, examples: Examples, as_json: bool) -> None:

@@ -94,6 +94,9 @@ def test_a_pulled_model_is_shown_as_here(localsft: Localsft, smollm2_path: Path)
     path = result.stdout.strip()
     assert (result.returncode, os.path.getsize(path)) == (0, smollm2_path.stat().st_size)
     assert json.loads(localsft("models", "show", "smollm2-135m-instruct", "--json").stdout)["path"] == path
+    os.truncate(path, 1000)
+    row = json.loads(localsft("models", "list", "--json").stdout)[0]
+    assert (row["path"], row["problem"].partition("; ")[0]) == ("", f"{path} is missing or has been changed")
 
 
 def test_doctor_reports_and_finds_a_folder_that_can_not_be_written(localsft: Localsft, tmp_path: Path) -> None:
