@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from localsft.cli.output import console, say, visible, write_json
 if TYPE_CHECKING:
     from localsft.answer import Answer
     from localsft.data.conversation import Message
+    from localsft.runs import Run
 
 # Settings of the demo besides the defaults: a run of few minutes on two cores.
 SETTINGS: dict[str, Any] = {"epochs": 2, "optim.learning_rate": 1e-3}
@@ -46,11 +48,12 @@ def command(as_json: bool, **values: str | None) -> None:
     examples = load_examples(config, model)
     report_examples(examples)
     questions = pick_questions(data / "holdout.jsonl")
+    prompts = [question.messages for question in questions]
     trainer = make_trainer(config, model, examples, lambda: create(config.out, config.data.path), cache=frozen_cache())
     run = trainer.run
     sampling = Sampling(max_tokens=LONGEST)
     say(f"asking the base model {len(questions)} questions of the holdout")
-    before = answer(model, trainer.engine, questions, sampling)
+    before = answer(model, trainer.engine, prompts, sampling)
     say(f"run {run.path}: {trainer.plan.steps} steps on the {trainer.engine.info.name} engine ({trainer.engine.info.isa})")
     reason = follow(trainer)
     document = result(trainer)
@@ -58,47 +61,70 @@ def command(as_json: bool, **values: str | None) -> None:
     if reason == "interrupted":
         raise click.exceptions.Exit(130)
     trainer.engine.load_adapter(load_adapter(run.adapter).tensors)  # the best, not the last
-    after = answer(model, trainer.engine, questions, sampling)
+    after = answer(model, trainer.engine, prompts, sampling)
     show(questions, before, after, document)
     say(summary(document))
-    say(f"ask it yourself: localsft generate --adapter {run.path} --messages conversation.json")
+    say(f"ask it yourself: localsft generate --adapter {run.path} --messages {keep_question(questions[0], run)}")
     if as_json:
         answers = [
-            {"question": question[-1].content, "base": base.text, "tuned": tuned.text}
+            {"question": question.text, "base": base.text, "tuned": tuned.text, "written": question.written}
             for question, base, tuned in zip(questions, before, after, strict=True)
         ]
         write_json(document | {"answers": answers})
 
 
-def pick_questions(holdout: Path) -> list[list[Message]]:
-    """Single-turn conversations spread over the holdout, each up to its user turn."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A holdout conversation up to its user turn, and the answer that a person wrote to it."""
+
+    messages: list[Message]
+    written: str
+
+    @property
+    def text(self) -> str:
+        return self.messages[-1].content or ""
+
+
+def pick_questions(holdout: Path) -> list[Question]:
+    """Single-turn conversations spread evenly over the holdout."""
     from localsft.data.formats import read_conversations
 
     single = []
     for conversation in read_conversations(holdout):
-        users = [message for message in conversation.messages if message.role == "user"]
-        if len(users) == 1:
-            single.append([message for message in conversation.messages if message.role != "assistant"])
+        *before, last = conversation.messages
+        if [message.role for message in before].count("user") == 1 and last.role == "assistant":
+            single.append(Question(before, last.content or ""))
     return single[:: max(1, len(single) // QUESTIONS)][:QUESTIONS]
 
 
-def show(questions: list[list[Message]], before: list[Answer], after: list[Answer], document: dict[str, Any]) -> None:
+def keep_question(question: Question, run: Run) -> Path:
+    """The question as a file for ``generate --messages``."""
+    import orjson
+
+    from localsft.atomic import write_atomic
+
+    path = run.path / "question.json"
+    rows = [{"role": message.role, "content": message.content} for message in question.messages]
+    write_atomic(path, orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    return path
+
+
+def show(questions: list[Question], before: list[Answer], after: list[Answer], document: dict[str, Any]) -> None:
     """Base and tuned side by side, and the figures of both."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.ROUNDED, show_lines=True, expand=True)
-    for title in ("question (not in the training data)", "base model", "tuned model"):
+    for title in ("question, not in the training data", "base model", "tuned model", "written by a person"):
         table.add_column(title, ratio=1)
     for question, base, tuned in zip(questions, before, after, strict=True):
-        cells = (question[-1].content or "", _shown(base), _shown(tuned))
-        table.add_row(*[Text(visible(cell)) for cell in cells])
-    table.add_row(
-        Text("the whole holdout"),
-        Text(f"loss {document['base_valid_loss']:.3f}\ntoken accuracy {100 * document['base_valid_token_accuracy']:.1f} %"),
-        Text(f"loss {document['best_valid_loss']:.3f}\ntoken accuracy {100 * document['best_valid_token_accuracy']:.1f} %"),
-    )
+        table.add_row(*[Text(visible(cell)) for cell in (question.text, _shown(base), _shown(tuned), question.written)])
+    figures = [
+        f"loss {document[f'{which}_valid_loss']:.3f}\ntoken accuracy {100 * document[f'{which}_valid_token_accuracy']:.1f} %"
+        for which in ("base", "best")
+    ]
+    table.add_row("the whole holdout", *figures, "")
     console().print(table)
 
 
