@@ -46,7 +46,7 @@ $(VENV)/installed: $(VENV)/pip $(SOURCES)
 	@touch $@
 
 $(VENV)/tests-installed: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet '.[test]'
+	$(BIN)/python -m pip install --quiet '.[test,mlx]'
 	cp $$($(BIN)/python -I -c 'from localsft import _core; print(_core.__file__)') localsft/
 	@touch $@
 

@@ -15,12 +15,7 @@ namespace LOCALSFT_KERNELS {
 
 const Table* table() {
   static const Table the_table = {
-      LOCALSFT_TEXT(LOCALSFT_KERNELS),
-      LANES,
-      ACT_BF16 != 0,
-      gemm_table,
-      attention_table,
-      element_table,
+      LOCALSFT_TEXT(LOCALSFT_KERNELS), LANES, ACT_BF16 != 0, gemm_table, attention_table, element_table,
   };
   return &the_table;
 }

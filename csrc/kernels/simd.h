@@ -62,7 +62,9 @@ LOCALSFT_INLINE vf vdiv(vf a, vf b) { return _mm512_div_ps(a, b); }
 LOCALSFT_INLINE vf vmax(vf a, vf b) { return _mm512_max_ps(a, b); }
 LOCALSFT_INLINE vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
 LOCALSFT_INLINE vf vfma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }  // a·b + c
-LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x); }  // a < b ? x : y
+LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}  // a < b ? x : y
 LOCALSFT_INLINE vf vsqrt(vf a) { return _mm512_sqrt_ps(a); }
 LOCALSFT_INLINE float vsum(vf a) { return _mm512_reduce_add_ps(a); }
 LOCALSFT_INLINE float vmaximum(vf a) { return _mm512_reduce_max_ps(a); }
@@ -115,7 +117,9 @@ LOCALSFT_INLINE vf vdiv(vf a, vf b) { return _mm256_div_ps(a, b); }
 LOCALSFT_INLINE vf vmax(vf a, vf b) { return _mm256_max_ps(a, b); }
 LOCALSFT_INLINE vf vmin(vf a, vf b) { return _mm256_min_ps(a, b); }
 LOCALSFT_INLINE vf vfma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 LOCALSFT_INLINE vf vsqrt(vf a) { return _mm256_sqrt_ps(a); }
 LOCALSFT_INLINE float vsum(vf a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

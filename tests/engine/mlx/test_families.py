@@ -26,10 +26,27 @@ LORA = LoraConfig(rank=3, alpha=6.0)
 # Longer than the windows of 7, two prompts with answers, one of them two deep.
 TREE = random_tree(VOCABULARY, [-1, 0, 0, -1, 3, 4, 3], [12, 9, 5, 10, 4, 8, 13])
 # Run every time; the others with the slow tests.
-OFTEN = (
-    "llama mistral mixtral qwen2 qwen3 qwen3_moe gemma2 gemma3_text gemma4_text phi3 smollm3 granite olmo2 cohere2 glm4 gpt_oss deepseek_v3 "
-    "ministral3 lfm2"
-).split()
+OFTEN = [
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3_text",
+    "gemma4_text",
+    "phi3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "cohere2",
+    "glm4",
+    "gpt_oss",
+    "deepseek_v3",
+    "ministral3",
+    "lfm2",
+]
 FAMILIES = {**dict.fromkeys(PACKED, "packed"), **dict.fromkeys(SINGLE, "single"), **dict.fromkeys(ALONE, "alone")}
 
 
