@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,37 +13,77 @@ from localsft.cli.output import say, write_json
 if TYPE_CHECKING:
     from localsft.export.proof import Check, Proof
     from localsft.export.source import Source
+    from localsft.models.cards import Card
 
-TARGETS = ("mlx", "peft", "gguf-lora")
+TARGETS = ("mlx", "peft", "gguf-lora", "merged", "merged-gguf", "ollama")
 
 
 @click.command(
     cls=ExampleCommand,
     name="export",
-    example=("localsft export runs/tickets --to gguf-lora --out tickets-gguf\nlocalsft export runs/tickets --to peft --out tickets-peft"),
+    example=(
+        "localsft export runs/tickets --to gguf-lora --out tickets-gguf\n"
+        "localsft export runs/tickets --to merged-gguf --type Q8_0 --out tickets-q8"
+    ),
 )
 @click.argument("run", metavar="RUN")
 @click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="What will load it.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A new folder.")
+@click.option(
+    "--type",
+    "kind",
+    metavar="TYPE",
+    default="",
+    help="Of merged weights. merged: bf16 (default), f16, f32, mlx-4bit ... mlx-8bit, base. merged-gguf: Q8_0 (default), Q4_0, Q4_1, "
+    "Q5_0, Q5_1, BF16, F16, F32, base (each tensor's own). ollama: as merged-gguf, or adapter.",
+)
 @click.option("--model", metavar="M", help="Base model. Default: the one the run was trained on.")
-@click.option("--base-model", metavar="ORG/NAME", default="", help="Hugging Face id of the base's original weights, for the model card.")
+@click.option("--base-model", metavar="ORG/NAME", default="", help="Hugging Face id of the base's original weights.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="merged: take the tokenizer's files from DIR."
+)
+@click.option("--system", metavar="TEXT", default="", help="ollama: the SYSTEM message of the Modelfile.")
 @click.option("--push", metavar="ORG/NAME", help="Lay the folder out as a hub repository, and say how to upload it; nothing is sent.")
 @click.option("--engine", type=click.Choice(["auto", "cpu", "mlx"]), default="auto", help="What computes the proof. Default: the run's.")
 @click.option("--json", "as_json", is_flag=True, help="The proof as one JSON document on stdout.")
-def command(run: str, target: str, out: Path, model: str | None, base_model: str, push: str | None, engine: str, as_json: bool) -> None:
+def command(run: str, target: str, out: Path, push: str | None, as_json: bool, **options: Any) -> None:
     """Write the adapter of RUN (a run or an adapter folder) for another program.
 
-    The written file is read back and compared with what was trained; where it is not the same model nothing is left behind and
-    the exit code is 1. localsft.json in DIR holds the proof.
+    What was written is read back and compared with what was trained; where it is not the same model nothing is left behind and the
+    exit code is 1. A merge that would lose the adapter by rounding is refused with exit code 3. localsft.json in DIR holds the proof.
     """
+    from localsft.export.merge import MERGE_TARGETS, export_merged
     from localsft.export.write import export_adapter
 
-    source = open_export_source(run, model, base_model, engine)
-    proof = export_adapter(source, target, out, hub_layout=push is not None)  # type: ignore[arg-type]  # click has checked it
+    check_options(target, options)
+    source = open_export_source(run, options["model"], options["base_model"], options["engine"])
+    if target in MERGE_TARGETS:
+        proof = export_merged(
+            source,
+            target,  # type: ignore[arg-type]  # click has checked it
+            out,
+            options["kind"],
+            tokenizer_from=options["tokenizer"],
+            system=options["system"],
+            hub_layout=push is not None,
+        )
+    else:
+        proof = export_adapter(source, target, out, hub_layout=push is not None)  # type: ignore[arg-type]
     show(proof, as_json)
     say(f"exported to {out}")
     if push:
         say(f"to upload it: hf upload {push} {out} .")
+
+
+def check_options(target: str, options: dict[str, Any]) -> None:
+    """Options that the target has no use for are refused, not passed over."""
+    from localsft.errors import UsageError
+
+    homes = {"kind": ("merged", "merged-gguf", "ollama"), "tokenizer": ("merged",), "system": ("ollama",)}
+    for name, targets in homes.items():
+        if options[name] and target not in targets:
+            flag = "--type" if name == "kind" else f"--{name}"
+            raise UsageError(f"{flag} goes with --to {' or '.join(targets)}, not with --to {target}")
 
 
 def open_export_source(run: str, model: str | None, base_model: str = "", engine: str = "auto") -> Source:
@@ -51,14 +91,13 @@ def open_export_source(run: str, model: str | None, base_model: str = "", engine
     from localsft.answer import find_adapter
     from localsft.cli.train import open_model
     from localsft.export.source import open_source
-    from localsft.models.cards import catalogue
     from localsft.runs import open_run
 
     adapter, trained_on = find_adapter(run)
     opened = open_run(run) if trained_on else None
     name = model or trained_on or base_of(adapter)
-    card = catalogue().get(name)
     loaded = open_model(name)
+    card = card_of(name, loaded.base.hash)
     return open_source(
         adapter,
         loaded,
@@ -67,6 +106,15 @@ def open_export_source(run: str, model: str | None, base_model: str = "", engine
         licence=card.licence if card else "",
         engine=engine,
     )
+
+
+def card_of(name: str, base_hash: str) -> Card | None:
+    """The catalogue's card of a base: by its name, or for a file given by path by its hash."""
+    from localsft.models.cards import PypiSource, catalogue
+
+    cards = catalogue()
+    by_hash = (card for card in cards.values() if isinstance(card.source, PypiSource) and card.source.member.sha256 == base_hash)
+    return cards.get(name) or next(by_hash, None)
 
 
 def base_of(adapter: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from localsft import __version__
 from localsft.cli.command import ExampleGroup
 from localsft.errors import LocalsftError
 
-COMMANDS = ("demo", "train", "resume", "plan", "bench", "generate", "export", "verify", "models", "doctor")
+COMMANDS = ("demo", "train", "resume", "plan", "bench", "generate", "export", "verify", "import", "models", "doctor")
 INTERRUPTED = 130
 BUG = 70  # sysexits.h: an internal software error
 
@@ -26,7 +27,8 @@ class LocalsftGroup(ExampleGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"localsft.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = importlib.import_module(f"localsft.cli.{module}").command
         return command
 
 

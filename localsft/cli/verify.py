@@ -19,8 +19,8 @@ from localsft.cli.output import say
 @click.option("--json", "as_json", is_flag=True, help="The proof as one JSON document on stdout.")
 def command(folder: Path, run: str | None, model: str | None, engine: str, as_json: bool) -> None:
     """Check the export in DIR again: files, updates, logits, prompts. Exit code 1 if it is not the trained model."""
+    from localsft.export.again import verify_folder
     from localsft.export.proof import read_proof
-    from localsft.export.write import verify_folder
 
     named = trained_from(read_proof(folder)) if run is None else run
     proof = verify_folder(folder, open_export_source(named, model, engine=engine))

@@ -14,6 +14,7 @@ from localsft.batch import Example, PackedBatch
 from localsft.checkpoint import SavedAdapter, load_adapter
 from localsft.config import TrainConfig, resolve
 from localsft.data.conversation import Message
+from localsft.data.pack import pack_step
 from localsft.data.render import render_prompt
 from localsft.errors import InputError, Refused
 from localsft.export.families import linears
@@ -22,6 +23,7 @@ from localsft.runs import Run
 from localsft.session import LoadedModel, fingerprint, load_examples
 
 PROBES = 16
+TOKENS_PER_PACK = 2048
 
 # Asked where the run's own data are gone: any model says something to them, and an adapter changes what.
 GENERAL_PROMPTS = (
@@ -68,19 +70,24 @@ class Probe:
         ids: list[int] = self.ids[: self.prompt].tolist()
         return ids
 
-    def batch(self) -> PackedBatch:
-        """The whole text as a batch of its own; targets are the supervised tokens, or all where none is."""
-        weights = self.weights if self.weights[1:].any() else np.ones(len(self.ids), np.float32)
-        targets = 1 + np.flatnonzero(weights[1:] > 0)
-        return PackedBatch(
-            tokens=self.ids,
-            positions=np.arange(len(self.ids), dtype=np.int32),
-            segment_starts=np.array([0, len(self.ids)], np.int32),
-            segment_parents=np.array([-1], np.int32),
-            target_rows=(targets - 1).astype(np.int32),
-            target_ids=self.ids[targets],
-            target_weights=weights[targets],
-        )
+    def example(self, places: int | None = None) -> Example:
+        """The text with its supervised tokens as targets, only the first ``places`` of them if given; every token where none is
+        supervised, then the last ``places``."""
+        weights = self.weights.copy() if self.weights[1:].any() else np.ones(len(self.ids), np.float32)
+        weights[0] = 0
+        targets = np.flatnonzero(weights)
+        if places is None or len(targets) <= places:
+            return Example(self.ids, weights)
+        if not self.weights[1:].any():
+            weights[:-places] = 0
+            return Example(self.ids, weights)
+        end = int(targets[places - 1]) + 1
+        return Example(self.ids[:end], weights[:end])
+
+
+def batches_of(probes: Sequence[Probe], places: int | None = None) -> list[PackedBatch]:
+    """The probes' texts, prefixes that they share computed once."""
+    return list(pack_step([probe.example(places) for probe in probes], TOKENS_PER_PACK, pack=True, share_prefix=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from localsft.export.lowrank import Update, difference, mlx_tensors
 from localsft.export.mlx import read_mlx
 from localsft.export.peft import read_peft
 from localsft.export.proof import Check
-from localsft.export.source import Probe, Provenance, Source
+from localsft.export.source import Probe, Provenance, Source, batches_of
 from localsft.session import LoadedModel
 
 # Factors are stored in float32 as they were trained; all that may move is the scale, by one rounding to float32 (6e-8).
@@ -28,6 +28,7 @@ UPDATE_BOUND = 1e-6
 # Of the adapter's own effect on the logits. The same factors give the same logits; a scale that is off by a rounding may move
 # bfloat16 activations by one unit here and there.
 LOGITS_BOUND = 1e-2
+PLACES = 8  # of each probe at which logits are compared: with a vocabulary of 256k these are 128 MB
 
 
 class WithLogits(Protocol):
@@ -112,7 +113,7 @@ def check_logits(found: Mapping[str, Update], source: Source, engine: Engine | N
         opened = engine or open_source_engine(source)
     except LocalsftError as error:
         return Check("logits", None, f"no engine here runs this base: {error}")
-    batches = [probe.batch() for probe in source.probes]
+    batches = batches_of(source.probes, PLACES)
     scale = source.adapter.lora.scale
     opened.load_adapter(source.adapter.tensors)
     trained = all_logits(opened, batches)
@@ -123,7 +124,7 @@ def check_logits(found: Mapping[str, Update], source: Source, engine: Engine | N
         opened.load_adapter(mlx_tensors(found, scale))
     except InputError as error:
         return Check("logits", False, str(error))
-    return compare_logits(all_logits(opened, batches), trained, base, len(batches))
+    return compare_logits(all_logits(opened, batches), trained, base, len(source.probes))
 
 
 def compare_logits(found: Float32, trained: Float32, base: Float32, texts: int) -> Check:

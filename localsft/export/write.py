@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from localsft.atomic import atomic_folder
-from localsft.errors import Finding, InputError, UsageError
+from localsft.errors import Finding, UsageError
 from localsft.export.card import GIT_ATTRIBUTES, usage_of, write_card
 from localsft.export.gguf import write_gguf_lora
 from localsft.export.mlx import write_mlx
 from localsft.export.peft import write_peft
-from localsft.export.proof import Check, Proof, check_files, read_proof, write_proof
+from localsft.export.proof import Check, Proof, write_proof
 from localsft.export.source import Source
 from localsft.export.verify import check_adapter
 
@@ -47,7 +47,7 @@ def export_adapter(
     return proof
 
 
-def finish(folder: Path, proof: Proof, source: Source, hub_layout: bool) -> None:
+def finish(folder: Path, proof: Proof, source: Source, hub_layout: bool, details: Mapping[str, Any] | None = None) -> None:
     """Raise Finding for a proof that does not hold; else write the card and the proof into ``folder``."""
     if not proof.holds:
         raise Finding(
@@ -57,17 +57,4 @@ def finish(folder: Path, proof: Proof, source: Source, hub_layout: bool) -> None
     write_card(folder, proof.target, title, source.provenance, proof.checks, usage_of(proof.target, source.provenance))
     if hub_layout:
         (folder / ".gitattributes").write_text(GIT_ATTRIBUTES)
-    write_proof(folder, proof, {"adapter": str(source.path.resolve()), "probes": source.probes_from})
-
-
-def verify_folder(folder: Path, source: Source, runtime_checks: Callable[[Path], list[Check]] | None = None) -> Proof:
-    """Check an exported folder again: its files against the hashes, and everything that ``export`` checked."""
-    document = read_proof(folder)
-    target = str(document.get("target"))
-    checks = [check_files(folder, document["files"])]
-    if target not in ADAPTER_TARGETS:
-        raise InputError(f"{folder}: its proof is for the unknown target '{target}'; export again with this version")
-    checks += check_adapter(folder, target, source)
-    if runtime_checks:
-        checks += runtime_checks(folder)
-    return Proof(target, source.provenance, checks)
+    write_proof(folder, proof, {"adapter": str(source.path.resolve()), "probes": source.probes_from, **(details or {})})

@@ -19,11 +19,12 @@ from localsft.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE
 from localsft.config import LoraConfig
 from localsft.errors import Finding, InputError, LocalsftError, Refused, UsageError
 from localsft.export import verify, write
+from localsft.export.again import verify_folder
 from localsft.export.gguf import GGUF_FILE
 from localsft.export.lowrank import Update, difference
 from localsft.export.peft import PEFT_CONFIG, PEFT_FILE
 from localsft.export.source import Source, open_source
-from localsft.export.write import ADAPTER_TARGETS, export_adapter, verify_folder
+from localsft.export.write import ADAPTER_TARGETS, export_adapter
 
 needs_mlx = pytest.mark.skipif(find_spec("mlx_lm") is None, reason="the mlx engine, which runs this family, needs mlx-lm")
 FAMILIES = ["llama", "mistral", pytest.param("qwen2", marks=needs_mlx), pytest.param("qwen3", marks=needs_mlx)]
