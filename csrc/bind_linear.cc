@@ -196,6 +196,12 @@ void bind_linear_group(py::module_& m) {
       arg("ctx"), arg("weight"), arg("tokens"), arg("out"), "out float32 (T, D) = rows tokens int32 (T,) of weight.");
 }
 
+void bind_peak(py::module_& m) {
+  m.def("peak_flops", &peak_flops, arg("ctx"), py::call_guard<py::gil_scoped_release>(),
+        "FLOP/s of multiply-accumulates on registers alone, on all threads: the ceiling of every product on this "
+        "machine.");
+}
+
 void bind_head(py::module_& m) {
   m.def(
       "head_logits",
@@ -250,6 +256,7 @@ void bind_linear(py::module_& m) {
   bind_weights(m);
   bind_linear_group(m);
   bind_head(m);
+  bind_peak(m);
 }
 
 }  // namespace localsft

@@ -1,23 +1,22 @@
 #include "gemm.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace localsft {
 
 namespace {
 
-// A part of a product that one thread computes: one panel of columns, a range of row tiles of every row set.
+// Columns of a task at most: so often is a row tile used when it has come from memory.
+constexpr int64_t kMostColumns = 192;
+
+// A part of a product that one thread computes: some neighbouring panels, a part of the row tiles of every row set.
 struct Task {
   const Product* product;
   int64_t column;
+  int columns;
   int64_t part, parts;  // of the rows
 };
-
-int64_t total_steps(const Context& ctx, const Product& product) {
-  int64_t steps = 0;
-  for (const Term& term : product.terms) steps += steps_of(ctx, term.across ? term.matrix.columns : term.matrix.rows);
-  return steps;
-}
 
 // A stretch of one term's reduction, in steps.
 struct Stretch {
@@ -25,17 +24,24 @@ struct Stretch {
   int64_t begin, steps;
 };
 
-// Cuts the stacked reduction into chunks of at most `limit` steps. An `across` term comes first, so that its cuts are
-// at whole vectors.
+int64_t steps_of(const Context& ctx, const Term& term) {
+  return steps_of(ctx, term.across ? term.matrix.columns : term.matrix.rows);
+}
+
+// Cuts the stacked reduction into the fewest chunks of at most `limit` steps. Cuts are at multiples of 32 steps of an
+// `across` term, which comes first. A product without terms has one chunk without stretches: its result is zero.
 std::vector<std::vector<Stretch>> chunks_of(const Context& ctx, const Product& product, int64_t limit) {
+  int64_t total = 0;
+  for (const Term& term : product.terms) total += steps_of(ctx, term);
+  const int64_t size = round_up(ceil_div(total, std::max<int64_t>(ceil_div(total, limit), 1)), 32);
   std::vector<std::vector<Stretch>> chunks(1);
-  int64_t room = limit;
+  int64_t room = size;
   for (const Term& term : product.terms) {
-    const int64_t steps = steps_of(ctx, term.across ? term.matrix.columns : term.matrix.rows);
+    const int64_t steps = steps_of(ctx, term);
     for (int64_t at = 0; at < steps;) {
       if (room == 0) {
         chunks.emplace_back();
-        room = limit;
+        room = size;
       }
       const int64_t n = std::min(room, steps - at);
       chunks.back().push_back({&term, at, n});
@@ -46,53 +52,65 @@ std::vector<std::vector<Stretch>> chunks_of(const Context& ctx, const Product& p
   return chunks;
 }
 
+// Packs the columns of the task over one chunk: panel after panel, each (steps, panel) units. Returns the units of a
+// panel.
+int64_t pack_panels(const kernels::GemmTable& g, int lanes_of_isa, const Task& task, const std::vector<Stretch>& chunk,
+                    uint32_t* panels) {
+  int64_t steps = 0;
+  for (const Stretch& s : chunk) steps += s.steps;
+  const int64_t next = steps * g.panel;
+  const int lanes = int(round_up(task.columns, lanes_of_isa));
+  for (const Stretch& s : chunk) {
+    const Matrix& m = s.term->matrix;
+    const int64_t begin = s.begin * g.step;
+    const int64_t end = std::min((s.begin + s.steps) * g.step, s.term->across ? m.columns : m.rows);
+    (s.term->across ? g.pack_across : g.pack_along)(&m, task.column, task.columns, lanes, begin, end, 1.0f, g.panel,
+                                                    panels, next);
+    panels += s.steps * g.panel;
+  }
+  return next;
+}
+
 void run_task(Context& ctx, const Task& task, int thread) {
   const auto& g = ctx.kernels.gemm;
-  const Product& product = *task.product;
-  const int columns = int(std::min<int64_t>(g.panel, product.columns - task.column));
-  const int lanes = int(round_up(columns, ctx.kernels.lanes));
-  const auto chunks = chunks_of(ctx, product, g.chunk);
-  auto* panel =
-      ctx.scratch.array<uint32_t>(thread, kPanelSlot, size_t(std::min(g.chunk, total_steps(ctx, product)) * g.panel));
+  const int64_t panels_of_task = ceil_div(task.columns, g.panel), width = panels_of_task * g.panel;
+  const auto chunks = chunks_of(ctx, *task.product, g.cached / width / 32 * 32);
+  auto* panels = ctx.scratch.array<uint32_t>(thread, kPanelSlot, size_t(g.cached));
+  std::vector<kernels::Segment> segments;
 
   for (size_t c = 0; c < chunks.size(); ++c) {
-    uint32_t* to = panel;
-    for (const Stretch& s : chunks[c]) {
-      const Matrix& m = s.term->matrix;
-      const int64_t begin = s.begin * g.step;
-      const int64_t end = std::min((s.begin + s.steps) * g.step, s.term->across ? m.columns : m.rows);
-      (s.term->across ? g.pack_across : g.pack_along)(&m, task.column, columns, lanes, begin, end, 1.0f, g.panel, to);
-      to += s.steps * g.panel;
-    }
-    for (const Rows& rows : product.rows) {
+    const bool first_chunk = c == 0, last_chunk = c + 1 == chunks.size();
+    const int64_t next = pack_panels(g, ctx.kernels.lanes, task, chunks[c], panels);
+    segments.resize(chunks[c].size());
+    for (const Rows& rows : task.product->rows) {
+      const Out& out = rows.out;
       const int64_t tiles = ceil_div(rows.count, g.tile_rows);
       const int64_t first = tiles * task.part / task.parts, last = tiles * (task.part + 1) / task.parts;
-      // Sums of an unfinished reduction are floats: in place where the result is, else in scratch.
+      // Unfinished sums are floats: where the result goes if that is possible, else in scratch.
       float* sums = nullptr;
-      if (rows.out.act && chunks.size() > 1)
-        sums = ctx.scratch.array<float>(thread, kSumSlot, size_t((last - first) * g.tile_rows * g.panel));
-      std::vector<kernels::Segment> segments(chunks[c].size());
+      if ((out.act || out.add) && chunks.size() > 1)
+        sums = ctx.scratch.array<float>(thread, kSumSlot, size_t((last - first) * g.tile_rows * width));
       for (int64_t tile = first; tile < last; ++tile) {
         for (size_t i = 0; i < segments.size(); ++i) {
           const Stretch& s = chunks[c][i];
           segments[i] = {rows.packed + (tile * rows.steps + s.term->first_step + s.begin) * g.tile_rows, s.steps};
         }
         const int64_t row = tile * g.tile_rows;
-        kernels::Target target;
-        if (sums != nullptr && c + 1 < chunks.size()) {
-          float* here = sums + (tile - first) * g.tile_rows * g.panel;
-          target = {here, g.panel, false, c > 0 ? here : nullptr, g.panel};
-        } else if (rows.out.act) {
-          const float* before = sums != nullptr ? sums + (tile - first) * g.tile_rows * g.panel : nullptr;
-          target = {static_cast<uint8_t*>(rows.out.data) +
-                        (row * rows.out.stride + task.column) * (ctx.kernels.act_bf16 ? 2 : 4),
-                    rows.out.stride, true, before, g.panel};
-        } else {
-          float* here = static_cast<float*>(rows.out.data) + row * rows.out.stride + task.column;
-          target = {here, rows.out.stride, false, rows.out.add || c > 0 ? here : nullptr, rows.out.stride};
+        const int count = int(std::min<int64_t>(g.tile_rows, rows.count - row));
+        for (int64_t p = 0; p < panels_of_task; ++p) {
+          const int64_t column = task.column + p * g.panel;
+          auto* result =
+              static_cast<uint8_t*>(out.data) + (row * out.stride + column) * (out.act && ctx.kernels.act_bf16 ? 2 : 4);
+          float* partial = sums != nullptr ? sums + (tile - first) * g.tile_rows * width + p * g.panel
+                                           : reinterpret_cast<float*>(result);
+          const int64_t partial_stride = sums != nullptr ? width : out.stride;
+          kernels::Target target{result, out.stride, out.act, nullptr, 0, nullptr, 0};
+          if (!last_chunk) target = {partial, partial_stride, false, nullptr, 0, nullptr, 0};
+          if (!first_chunk) target.start = partial, target.start_stride = partial_stride;
+          if (last_chunk && out.add) target.add = reinterpret_cast<float*>(result), target.add_stride = out.stride;
+          g.tile(segments.data(), int(segments.size()), panels + p * next, count,
+                 int(std::min<int64_t>(g.panel, task.columns - p * g.panel)), &target);
         }
-        g.tile(segments.data(), int(segments.size()), panel, int(std::min<int64_t>(g.tile_rows, rows.count - row)),
-               columns, &target);
       }
     }
   }
@@ -110,20 +128,43 @@ Matrix row_range(const Matrix& m, int64_t row, int64_t count) {
 
 void multiply(Context& ctx, const std::vector<Product>& products) {
   const auto& g = ctx.kernels.gemm;
+  const int64_t threads = ctx.pool.size();
   int64_t panels = 0;
   for (const Product& product : products) panels += ceil_div(product.columns, g.panel);
-  // More tasks than threads, so that none waits long for the last one; but a part of the rows costs its own packed
-  // panel.
-  const int64_t wanted = ctx.pool.size() == 1 ? 1 : ceil_div(4 * ctx.pool.size(), std::max<int64_t>(panels, 1));
+  // Wide tasks first (packing several panels at once reads whole cache lines of the weights, and their row tiles are
+  // used several times), narrow ones last, so that no thread waits long for another. An even number of panels is a
+  // whole number of quantization groups. Where the panels are few, parts of the rows make more tasks; each packs its
+  // own panels.
+  const int64_t parts_wanted = threads == 1 ? 1 : ceil_div(4 * threads, ceil_div(std::max<int64_t>(panels, 1), 2));
   std::vector<Task> tasks;
   for (const Product& product : products) {
     int64_t most = 0;
     for (const Rows& rows : product.rows) most = std::max(most, rows.count);
-    const int64_t parts = std::clamp<int64_t>(most / 128, 1, wanted);
-    for (int64_t column = 0; column < product.columns; column += g.panel)
-      for (int64_t part = 0; part < parts; ++part) tasks.push_back({&product, column, part, parts});
+    const int64_t parts = std::clamp<int64_t>(most / 64, 1, parts_wanted);
+    for (int64_t column = 0; column < product.columns;) {
+      const int64_t wide = std::clamp<int64_t>(panels / (2 * threads), 2, kMostColumns / g.panel) / 2 * 2;
+      const int columns = int(std::min(wide * g.panel, product.columns - column));
+      for (int64_t part = 0; part < parts; ++part) tasks.push_back({&product, column, columns, part, parts});
+      column += columns;
+      panels -= wide;
+    }
   }
   ctx.pool.run(int64_t(tasks.size()), [&](int64_t task, int thread) { run_task(ctx, tasks[size_t(task)], thread); });
+}
+
+double peak_flops(Context& ctx) {
+  const auto& g = ctx.kernels.gemm;
+  constexpr int64_t kSteps = 100000;  // some milliseconds
+  constexpr int kRepeats = 5;         // the fastest is the least disturbed
+  double best = 0;
+  volatile float sink = 0;
+  for (int repeat = 0; repeat < kRepeats; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    ctx.pool.run(4 * ctx.pool.size(), [&](int64_t, int) { sink = g.peak(kSteps); });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, 2.0 * g.step * g.tile_rows * g.panel * double(kSteps) * 4 * ctx.pool.size() / seconds);
+  }
+  return best;
 }
 
 }  // namespace localsft

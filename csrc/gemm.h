@@ -69,6 +69,9 @@ inline int64_t packed_units(const Context& ctx, int64_t rows, int64_t steps) {
 // thread.
 void multiply(Context& ctx, const std::vector<Product>& products);
 
+// FLOP/s of the register tile on all threads when nothing is loaded or stored: the ceiling of multiply.
+double peak_flops(Context& ctx);
+
 constexpr int kPanelSlot = 15, kSumSlot = 14;
 
 }  // namespace localsft

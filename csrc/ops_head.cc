@@ -31,7 +31,7 @@ const uint32_t* pack_rows(Context& ctx, const Matrix& m) {
   ctx.pool.run(ceil_div(m.rows, g.tile_rows), [&](int64_t tile, int) {
     const int64_t row = tile * g.tile_rows;
     g.pack_across(&m, row, int(std::min<int64_t>(g.tile_rows, m.rows - row)), g.tile_rows, 0, m.columns, 1.0f,
-                  g.tile_rows, packed + tile * steps * g.tile_rows);
+                  g.tile_rows, packed + tile * steps * g.tile_rows, 0);
   });
   return packed;
 }

@@ -9,12 +9,14 @@ namespace {
 // Slots of the scratch buffers of the caller (thread 0) and of each thread.
 enum Slot { kRows, kLowRankPanels, kDu, kTransposed, kTile, kLoraRows };
 
-// Rows that are packed and multiplied at a time: bounds the working memory, and is long enough to make dequantization
-// cheap.
-constexpr int64_t kMaxRows = 1024;
+// Rows that are packed and multiplied at a time: few enough for their packed form to stay near the cores, enough to
+// make dequantization cheap.
+constexpr int64_t kPackedUnits = 4 << 20, kMinRows = 256, kMaxRows = 1024;
 
-// [begin, end) ranges of rows of nearly equal length.
-int64_t row_blocks(int64_t m) { return ceil_div(m, kMaxRows); }
+// Into how many equal blocks m rows with a reduction of that many steps are cut.
+int64_t row_blocks(int64_t m, int64_t steps) {
+  return ceil_div(m, std::clamp(kPackedUnits / std::max<int64_t>(steps, 1), kMinRows, kMaxRows));
+}
 
 const uint8_t* act_row(const Context& ctx, const void* x, int64_t row, int64_t columns) {
   return static_cast<const uint8_t*>(x) + row * columns * (ctx.kernels.act_bf16 ? 2 : 4);
@@ -30,7 +32,7 @@ class LowRank {
     for (int64_t r = 0; r < rank; r += g_.panel) {
       const int count = int(std::min<int64_t>(g_.panel, rank - r));
       g_.pack_across(&m, r, count, int(round_up(count, ctx.kernels.lanes)), 0, reduction, 1.0f, g_.panel,
-                     to + r * steps_);
+                     to + r * steps_, 0);
     }
   }
   static int64_t units(const Context& ctx, int64_t rank, int64_t reduction) {
@@ -40,7 +42,7 @@ class LowRank {
   void multiply(const uint32_t* tile, int rows, float* out, int64_t stride) const {
     const kernels::Segment segment{tile, steps_};
     for (int64_t r = 0; r < rank_; r += g_.panel) {
-      const kernels::Target target{out + r, stride, false, nullptr, 0};
+      const kernels::Target target{out + r, stride, false, nullptr, 0, nullptr, 0};
       g_.tile(&segment, 1, panels_ + r * steps_, rows, int(std::min<int64_t>(g_.panel, rank_ - r)), &target);
     }
   }
@@ -97,12 +99,12 @@ void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, c
       const int64_t row = t * g.tile_rows;
       const int count = int(std::min<int64_t>(g.tile_rows, m - row));
       uint32_t* tile = packed + t * steps * g.tile_rows;
-      g.pack_across(&mx, row, count, g.tile_rows, 0, k, 1.0f, g.tile_rows, tile);
+      g.pack_across(&mx, row, count, g.tile_rows, 0, k, 1.0f, g.tile_rows, tile, 0);
       if (rank == 0) continue;
       const uint32_t* from = tile;
       if (x_lora != x) {
         auto* other = ctx.scratch.array<uint32_t>(thread, kLoraRows, size_t(k_steps * g.tile_rows));
-        g.pack_across(&mx_lora, row, count, g.tile_rows, 0, k, 1.0f, g.tile_rows, other);
+        g.pack_across(&mx_lora, row, count, g.tile_rows, 0, k, 1.0f, g.tile_rows, other, 0);
         from = other;
       }
       const Matrix mu = dense(Kind::F32, u, m, rank);
@@ -111,7 +113,7 @@ void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, c
         const Adapter& adapter = members[i].adapter;
         low_rank[i].multiply(from, count, u + row * rank + column, rank);
         g.pack_across(&mu, row, count, g.tile_rows, column, column + adapter.rank, adapter.scale, g.tile_rows,
-                      tile + step * g.tile_rows);
+                      tile + step * g.tile_rows, 0);
         column += adapter.rank;
         step += steps_of(ctx, adapter.rank);
       }
@@ -155,14 +157,14 @@ void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys
         const Adapter& adapter = members[i].adapter;
         const int64_t n = members[i].weight.rows;
         const Matrix dy = dense(act_kind(ctx), dys[i], m, n);
-        g.pack_across(&dy, row, count, g.tile_rows, 0, n, 1.0f, g.tile_rows, tile + step * g.tile_rows);
+        g.pack_across(&dy, row, count, g.tile_rows, 0, n, 1.0f, g.tile_rows, tile + step * g.tile_rows, 0);
         if (adapter.rank > 0) {
           float* to = du + row * rank + column;
           low_rank[i].multiply(tile + step * g.tile_rows, count, to, rank);
           for (int r = 0; r < count; ++r)
             for (int64_t c = 0; c < adapter.rank; ++c) to[r * rank + c] *= adapter.scale;
           g.pack_across(&mdu, row, count, g.tile_rows, column, column + adapter.rank, 1.0f, g.tile_rows,
-                        tile + low_rank_step * g.tile_rows);
+                        tile + low_rank_step * g.tile_rows, 0);
         }
         step += steps_of(ctx, n);
         low_rank_step += steps_of(ctx, adapter.rank);
@@ -190,7 +192,7 @@ void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys
       uint32_t* to = (task % 2 == 0 ? du_transposed : u_transposed) + offset;
       for (int64_t r = 0; r < adapter.rank; r += g.tile_rows)
         g.pack_along(&source, column + r, int(std::min<int64_t>(g.tile_rows, adapter.rank - r)), g.tile_rows, 0, m,
-                     task % 2 == 0 ? 1.0f : adapter.scale, g.tile_rows, to + r * m_steps);
+                     task % 2 == 0 ? 1.0f : adapter.scale, g.tile_rows, to + r * m_steps, 0);
     });
   }
 
@@ -228,7 +230,7 @@ void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys
 void linear_forward(Context& ctx, int64_t m, const void* x, const void* x_lora, const std::vector<Member>& members,
                     float* u, const std::vector<Out>& outs) {
   if (m == 0) return;
-  const int64_t k = members[0].weight.columns, rank = total_rank(members), blocks = row_blocks(m);
+  const int64_t k = members[0].weight.columns, rank = total_rank(members), blocks = row_blocks(m, steps_of(ctx, k));
   const auto low_rank = pack_low_rank(ctx, members, false);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t begin = m * block / blocks, end = m * (block + 1) / blocks;
@@ -244,7 +246,10 @@ void linear_forward(Context& ctx, int64_t m, const void* x, const void* x_lora, 
 void linear_backward(Context& ctx, int64_t m, const std::vector<const void*>& dys, const std::vector<Member>& members,
                      const void* x, const float* u, Out dx, float* dx_lora) {
   if (m == 0) return;
-  const int64_t k = members[0].weight.columns, rank = total_rank(members), blocks = row_blocks(m);
+  const int64_t k = members[0].weight.columns, rank = total_rank(members);
+  int64_t reduction = 0;
+  for (const Member& member : members) reduction += member.weight.rows;
+  const int64_t blocks = row_blocks(m, steps_of(ctx, reduction));
   const auto low_rank = pack_low_rank(ctx, members, true);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t begin = m * block / blocks, end = m * (block + 1) / blocks;

@@ -3,13 +3,15 @@
 // clang-format off: each of these needs the ones before it
 #include "kernels/gemm_units.inl"
 #include "kernels/quant.inl"
+#include "kernels/quant_table.inl"
 #include "kernels/gemm_pack.inl"
 #include "kernels/gemm_tile.inl"
+#include "kernels/gemm_peak.inl"
 #include "kernels/gemm_decode.inl"
 #include "kernels/softmax.inl"
 // clang-format on
 
 static const GemmTable gemm_table = {
-    STEP,   GEMM_ROWS, GEMM_VECTORS * LANES, CHUNK,         pack_across, pack_along, tile,
+    STEP,   GEMM_ROWS, GEMM_VECTORS * LANES, CACHED,        pack_across, pack_along, tile, peak,
     decode, read_row,  softmax_stats,        softmax_scale,
 };

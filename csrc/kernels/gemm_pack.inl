@@ -5,110 +5,167 @@
 //   along:  the rows are the reduction (W of dy·W, x of duᵀ·x): rows lie as the tile wants them, two are interleaved
 //           where a unit is a pair.
 
-template <Kind KIND>
-static void pack_across_kind(const Matrix* m, int64_t row, int count, int lanes, int64_t begin, int64_t end,
-                             float scale, int width, uint32_t* dst) {
-  RowReader<KIND, PIECE> reader;
-  reader.open(m);
+// Units of one row from `n` of its columns [k, k + STEP·LANES); of the rows [r, r + STEP) from their columns [k, k +
+// LANES).
+template <typename Reader>
+LOCALSFT_INLINE vu row_units(const Reader& reader, int r, int64_t k, int64_t n, vf scale) {
+  vf x = reader.floats(r, k, n);
+  if (Reader::SCALED) x = vmul(x, scale);
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  vf next = n > LANES ? reader.floats(r, k + LANES, n - LANES) : vzero();
+  if (Reader::SCALED) next = vmul(next, scale);
+  return uneighbours(x, next);
+#else
+  return x;
+#endif
+}
+template <typename Reader>
+LOCALSFT_INLINE vu column_units(const Reader& reader, int r, int64_t k, int64_t n, vf scale) {
+  vf x = reader.floats(r, k, n);
+  if (Reader::SCALED) x = vmul(x, scale);
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  vf next = reader.floats(r + 1, k, n);
+  if (Reader::SCALED) next = vmul(next, scale);
+  return uinterleave(x, next);
+#else
+  return x;
+#endif
+}
+
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+// bfloat16 goes into units as it is.
+template <int COUNT>
+LOCALSFT_INLINE vu row_units(const DenseReader<Kind::BF16, COUNT>& reader, int r, int64_t k, int64_t n, vf) {
+  return uneighbours_bf16((const uint16_t*)reader.data[r] + k, n < 2 * LANES ? int(n) : 2 * LANES);
+}
+template <int COUNT>
+LOCALSFT_INLINE vu column_units(const DenseReader<Kind::BF16, COUNT>& reader, int r, int64_t k, int64_t n, vf) {
+  return uinterleave_bf16((const uint16_t*)reader.data[r] + k, (const uint16_t*)reader.data[r + 1] + k,
+                          n < LANES ? int(n) : LANES);
+}
+template <int COUNT>
+LOCALSFT_INLINE vu row_units(const TableReader<COUNT, Order::ROW>& reader, int r, int64_t k, int64_t, vf) {
+  return reader.lookup(r, k);
+}
+#endif
+
+// Stores PIECE rows of units as columns; only `steps` of the LANES steps exist in dst.
+LOCALSFT_INLINE void store_steps(const vu units[PIECE], uint32_t* dst, int64_t width, int64_t steps) {
+  if (steps >= LANES) {
+    store_transposed(units, dst, width);
+    return;
+  }
+  uint32_t copy[LANES * PIECE];
+  store_transposed(units, copy, PIECE);
+  for (int64_t s = 0; s < steps; ++s) memcpy(dst + s * width, copy + s * PIECE, PIECE * 4);
+}
+
+template <typename Reader>
+static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes, int64_t begin, int64_t end,
+                             float scale, int width, uint32_t* dst, int64_t next) {
+  Reader reader(m);
+  const vf factor = vset(scale);
   for (int piece = 0; piece < lanes; piece += PIECE) {
-    const int rows = count - piece < 0 ? 0 : count - piece < PIECE ? count - piece : PIECE;
-    for (int64_t span = begin; span < end; span += reader.span()) {
-      const int64_t stop = span + reader.span() < end ? span + reader.span() : end;
-      reader.seek(row + piece, rows, span, stop);
-      for (int64_t k = span; k < stop; k += STEP * LANES) {
+    const int rows = count - piece < 0 ? 0 : count - piece;
+    for (int64_t span = begin; span < end; span += Reader::SPAN) {
+      const int64_t n = end - span < Reader::SPAN ? end - span : int64_t(Reader::SPAN);
+      uint32_t* to = dst + piece / width * next + (span - begin) / STEP * width + piece % width;
+      reader.seek(m, row + piece, rows < PIECE ? rows : int(PIECE), span, span + n);
+      for (int64_t k = 0; k < n; k += STEP * LANES) {
         vu units[PIECE];
 #pragma GCC unroll 8
-        for (int r = 0; r < PIECE; ++r) {
-#if defined(LOCALSFT_KERNELS_avx512bf16)
-          if (KIND == Kind::BF16) {
-            const int64_t n = stop - k < 32 ? stop - k : 32;
-            units[r] = r < rows ? uneighbours_bf16((const uint16_t*)m->data + (row + piece + r) * m->stride + k, int(n))
-                                : uzero();
-          } else {
-            vf first = reader.floats(r, k, stop - k), second = reader.floats(r, k + LANES, stop - k - LANES);
-            if (KIND == Kind::F32) first = vmul(first, vset(scale)), second = vmul(second, vset(scale));
-            units[r] = uneighbours(first, second);
-          }
-#else
-          units[r] = reader.floats(r, k, stop - k);
-          if (KIND == Kind::F32) units[r] = vmul(units[r], vset(scale));
-#endif
-        }
-        uint32_t* to = dst + (k - begin) / STEP * width + piece;
-        const int64_t steps = (stop - k + STEP - 1) / STEP;
-        if (steps >= LANES) {
-          store_transposed(units, to, width);
-        } else {  // the end of the reduction: dst holds no more steps than there are
-          uint32_t copy[LANES * PIECE];
-          store_transposed(units, copy, PIECE);
-          for (int64_t s = 0; s < steps; ++s) memcpy(to + s * width, copy + s * PIECE, PIECE * 4);
-        }
+        for (int r = 0; r < PIECE; ++r) units[r] = row_units(reader, r, k, n - k, factor);
+        store_steps(units, to + k / STEP * width, width, (n - k + STEP - 1) / STEP);
       }
     }
   }
 }
 
-template <Kind KIND>
-static void pack_along_kind(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end,
-                            float scale, int width, uint32_t* dst) {
-  enum { ROWS = 16 };
-  RowReader<KIND, ROWS> reader;
-  reader.open(m);
-  for (int64_t block = begin; block < end; block += ROWS) {
-    const int rows = end - block < ROWS ? int(end - block) : ROWS;
-    reader.seek(block, rows, column, column + count);
-    for (int r = 0; r < rows; r += STEP) {
-      uint32_t* to = dst + (block - begin + r) / STEP * width;
-      for (int lane = 0; lane < lanes; lane += LANES) {
-        const int64_t k = column + lane, n = count - lane;
-        vu units;
-#if defined(LOCALSFT_KERNELS_avx512bf16)
-        if (KIND == Kind::BF16) {
-          const uint16_t* even = (const uint16_t*)m->data + (block + r) * m->stride + k;
-          units = n > 0 ? uinterleave_bf16(even, r + 1 < rows ? even + m->stride : nullptr, n < LANES ? int(n) : LANES)
-                        : uzero();
-        } else {
-          vf even = reader.floats(r, k, n), odd = reader.floats(r + 1, k, n);
-          if (KIND == Kind::F32) even = vmul(even, vset(scale)), odd = vmul(odd, vset(scale));
-          units = uinterleave(even, odd);
-        }
-#else
-        units = reader.floats(r, k, n);
-        if (KIND == Kind::F32) units = vmul(units, vset(scale));
-#endif
-        if (lanes - lane >= LANES)
-          ustore(to + lane, units);
-        else
-          ustore_n(to + lane, units, lanes - lane);
+// Rows that are read together while packing along them: what their scales and pointers take stays in the nearest cache.
+enum { ALONG_ROWS = 16 };
+
+template <typename Reader>
+static void pack_along_with(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end,
+                            float scale, int width, uint32_t* dst, int64_t next) {
+  Reader reader(m);
+  const vf factor = vset(scale);
+  for (int64_t block = begin; block < end; block += ALONG_ROWS) {
+    const int rows = end - block < ALONG_ROWS ? int(end - block) : int(ALONG_ROWS);
+    reader.seek(m, block, rows, column, column + count);
+    for (int lane = 0; lane < lanes; lane += LANES) {
+      uint32_t* to = dst + lane / width * next + (block - begin) / STEP * width + lane % width;
+      const int stored = lanes - lane < LANES ? lanes - lane : LANES;
+      if (lane >= count) {
+        for (int r = 0; r < rows; r += STEP) ustore_n(to + r / STEP * width, uzero(), stored);
+      } else if (stored == LANES) {
+        for (int r = 0; r < rows; r += STEP)
+          ustore(to + r / STEP * width, column_units(reader, r, lane, count - lane, factor));
+      } else {
+        for (int r = 0; r < rows; r += STEP)
+          ustore_n(to + r / STEP * width, column_units(reader, r, lane, count - lane, factor), stored);
       }
     }
   }
 }
+
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+// Affine weights of at most 4 bits from a whole group on: two rows by 32 columns at a time.
+static void pack_along_table(const Matrix* m, int64_t column, int count, int64_t begin, int64_t end, int width,
+                             uint32_t* dst, int64_t next) {
+  TableReader<ALONG_ROWS, Order::PAIR> reader(m);
+  for (int64_t block = begin; block < end; block += ALONG_ROWS) {
+    const int rows = end - block < ALONG_ROWS ? int(end - block) : int(ALONG_ROWS);
+    reader.seek(m, block, rows, column, column + count);
+    for (int lane = 0; lane < count; lane += 2 * LANES) {
+      uint32_t* to = dst + (block - begin) / STEP * width;
+      uint32_t* first = to + lane / width * next + lane % width;
+      uint32_t* second = to + (lane + LANES) / width * next + (lane + LANES) % width;
+      for (int r = 0; r < rows; r += STEP, first += width, second += width) {
+        const __m512i even = reader.lookup(r, lane), odd = reader.lookup(r + 1, lane);
+        ustore(first, _mm512_unpacklo_epi16(even, odd));
+        ustore(second, _mm512_unpackhi_epi16(even, odd));
+      }
+    }
+  }
+}
+#endif
 
 static void pack_across(const Matrix* m, int64_t row, int count, int lanes, int64_t begin, int64_t end, float scale,
-                        int width, uint32_t* dst) {
+                        int width, uint32_t* dst, int64_t next) {
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  if (m->kind == Kind::AFFINE && m->bits <= 5 && m->group_log2 >= 5)
+    return pack_across_with<TableReader<PIECE, Order::ROW>>(m, row, count, lanes, begin, end, scale, width, dst, next);
+#endif
   switch (m->kind) {
     case Kind::F32:
-      return pack_across_kind<Kind::F32>(m, row, count, lanes, begin, end, scale, width, dst);
+      return pack_across_with<DenseReader<Kind::F32, PIECE>>(m, row, count, lanes, begin, end, scale, width, dst, next);
     case Kind::F16:
-      return pack_across_kind<Kind::F16>(m, row, count, lanes, begin, end, scale, width, dst);
+      return pack_across_with<DenseReader<Kind::F16, PIECE>>(m, row, count, lanes, begin, end, scale, width, dst, next);
     case Kind::BF16:
-      return pack_across_kind<Kind::BF16>(m, row, count, lanes, begin, end, scale, width, dst);
+      return pack_across_with<DenseReader<Kind::BF16, PIECE>>(m, row, count, lanes, begin, end, scale, width, dst,
+                                                              next);
     case Kind::AFFINE:
-      return pack_across_kind<Kind::AFFINE>(m, row, count, lanes, begin, end, scale, width, dst);
+      return pack_across_with<AffineReader<PIECE>>(m, row, count, lanes, begin, end, scale, width, dst, next);
   }
 }
 
 static void pack_along(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end, float scale,
-                       int width, uint32_t* dst) {
+                       int width, uint32_t* dst, int64_t next) {
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  if (m->kind == Kind::AFFINE && m->bits <= 4 && m->group_log2 >= 5 && column % 32 == 0 && count % 32 == 0)
+    return pack_along_table(m, column, count, begin, end, width, dst, next);
+#endif
   switch (m->kind) {
     case Kind::F32:
-      return pack_along_kind<Kind::F32>(m, column, count, lanes, begin, end, scale, width, dst);
+      return pack_along_with<DenseReader<Kind::F32, ALONG_ROWS>>(m, column, count, lanes, begin, end, scale, width, dst,
+                                                                 next);
     case Kind::F16:
-      return pack_along_kind<Kind::F16>(m, column, count, lanes, begin, end, scale, width, dst);
+      return pack_along_with<DenseReader<Kind::F16, ALONG_ROWS>>(m, column, count, lanes, begin, end, scale, width, dst,
+                                                                 next);
     case Kind::BF16:
-      return pack_along_kind<Kind::BF16>(m, column, count, lanes, begin, end, scale, width, dst);
+      return pack_along_with<DenseReader<Kind::BF16, ALONG_ROWS>>(m, column, count, lanes, begin, end, scale, width,
+                                                                  dst, next);
     case Kind::AFFINE:
-      return pack_along_kind<Kind::AFFINE>(m, column, count, lanes, begin, end, scale, width, dst);
+      return pack_along_with<AffineReader<ALONG_ROWS>>(m, column, count, lanes, begin, end, scale, width, dst, next);
   }
 }

@@ -30,32 +30,37 @@ struct Segment {
   int64_t steps;
 };
 
-// Where a tile goes: out = tile, or out = add + tile. `out` is float or act; `add` is float, may be null or `out`
-// itself.
+// Where a tile goes: out = add + (start + tile), in this order. `start` (the sum so far of a reduction that is done in
+// parts) and `add` are float, null for none, and may be `out`.
 struct Target {
   void* out;
   int64_t stride;
-  bool act;
+  bool act;  // out is act, else float
+  const float* start;
+  int64_t start_stride;
   const float* add;
   int64_t add_stride;
 };
 
 struct GemmTable {
-  int step;       // columns or rows of the reduction in a unit: 1 or 2
-  int tile_rows;  // rows of the register tile
-  int panel;      // columns of the register tile
-  int64_t chunk;  // steps of the reduction packed at once: a panel of that length stays in the cache
+  int step;        // columns or rows of the reduction in a unit: 1 or 2
+  int tile_rows;   // rows of the register tile
+  int panel;       // columns of the register tile
+  int64_t cached;  // units of packed panels that stay in the cache while the rows pass by
 
-  // Packs rows [row, row + count) over the columns [begin, end): the columns are the reduction. dst: (steps, width)
-  // units; lanes [count, lanes) are zero, further ones untouched. `scale` multiplies a float32 matrix, else it must
-  // be 1.
+  // Packs rows [row, row + count) over the columns [begin, end): the columns are the reduction. Panels of `width` rows,
+  // one every `next` units, each (steps, width) units; lanes [count, lanes) are zero, further ones untouched. `begin`
+  // is a multiple of 32 for AFFINE. `scale` multiplies a float32 matrix, else it must be 1.
   void (*pack_across)(const Matrix* m, int64_t row, int count, int lanes, int64_t begin, int64_t end, float scale,
-                      int width, uint32_t* dst);
-  // Packs columns [column, column + count) over the rows [begin, end): the rows are the reduction.
+                      int width, uint32_t* dst, int64_t next);
+  // Packs columns [column, column + count) over the rows [begin, end): the rows are the reduction. At most 512 columns.
   void (*pack_along)(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end, float scale,
-                     int width, uint32_t* dst);
+                     int width, uint32_t* dst, int64_t next);
   // (rows, columns) of Σ over segments of a·b; b: the panel (steps of all segments, panel) units.
   void (*tile)(const Segment* segments, int count, const uint32_t* b, int rows, int columns, const Target* target);
+
+  // `steps` steps of a full tile on registers alone: what the arithmetic units can do at most. The result has no meaning.
+  float (*peak)(int64_t steps);
 
   // out[m·out_stride + n] = x[m]·w[n] for n in [begin, end): float rows x (m, columns), m in [1, 16]; reads w once.
   void (*decode)(const Matrix* w, int64_t begin, int64_t end, const float* x, int m, float* out, int64_t out_stride);

@@ -1,14 +1,23 @@
-// The register tile: ROWS × VECTORS·LANES sums kept in registers over the whole reduction. Each sum is one chain of
-// multiply-accumulates in the order of the reduction, whatever tile it falls into, so results do not depend on how the
-// rows and columns are split.
+// The register tile: ROWS × VECTORS·LANES sums kept in registers over a stretch of the reduction. Each sum is one chain
+// of multiply-accumulates in the order of the reduction, whatever tile it falls into and wherever the reduction is cut,
+// so results do not depend on how the work is split.
+
+// The float vector at p, of which the last one of a row holds only `last` columns.
+LOCALSFT_INLINE vf load_columns(const float* p, bool whole, int last) {
+  return whole || last == LANES ? vload(p) : vload_n(p, last);
+}
 
 template <int ROWS, int VECTORS>
 static void tile_kernel(const Segment* segments, int count, const uint32_t* b, int columns, const Target* target) {
+  const int last = ((columns - 1) & (LANES - 1)) + 1;  // columns in the last vector
   vf sums[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) sums[r][v] = vzero();
+    for (int v = 0; v < VECTORS; ++v) {
+      const float* start = target->start + r * target->start_stride + v * LANES;
+      sums[r][v] = target->start == nullptr ? vzero() : load_columns(start, v + 1 < VECTORS, last);
+    }
 
   for (int s = 0; s < count; ++s) {
     const uint32_t* a = segments[s].a;
@@ -28,27 +37,26 @@ static void tile_kernel(const Segment* segments, int count, const uint32_t* b, i
   }
 
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
+  for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
-      const int n = columns - v * LANES < LANES ? columns - v * LANES : LANES;
+      const bool whole = v + 1 < VECTORS || last == LANES;
       const int64_t at = r * target->stride + v * LANES;
       vf x = sums[r][v];
-      if (n == LANES) {
-        if (target->add != nullptr) x = vadd(x, vload(target->add + r * target->add_stride + v * LANES));
-        if (target->act)
+      if (target->add != nullptr)
+        x = vadd(load_columns(target->add + r * target->add_stride + v * LANES, whole, last), x);
+      if (target->act) {
+        if (whole)
           vstore_act((act_t*)target->out + at, x);
         else
-          vstore((float*)target->out + at, x);
+          vstore_act_n((act_t*)target->out + at, x, last);
       } else {
-        if (target->add != nullptr) x = vadd(x, vload_n(target->add + r * target->add_stride + v * LANES, n));
-        if (target->act)
-          vstore_act_n((act_t*)target->out + at, x, n);
+        if (whole)
+          vstore((float*)target->out + at, x);
         else
-          vstore_n((float*)target->out + at, x, n);
+          vstore_n((float*)target->out + at, x, last);
       }
     }
-  }
 }
 
 template <int ROWS>

@@ -4,11 +4,11 @@
 //   STEP        columns or rows of the reduction in a unit
 //   GEMM_ROWS × GEMM_VECTORS·LANES   the register tile
 //   PIECE       rows that are transposed at a time; divides GEMM_ROWS and LANES
-//   CHUNK       steps of the reduction that are packed at once
+//   CACHED      units of packed panels that stay in the cache (half of a usual L2) while the rows pass by
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
 
-enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CHUNK = 3072 };
+enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17 };
 typedef __m512i vu;
 LOCALSFT_INLINE vu uload(const uint32_t* p) { return _mm512_loadu_si512(p); }
 LOCALSFT_INLINE void ustore(uint32_t* p, vu x) { _mm512_storeu_si512(p, x); }
@@ -31,21 +31,20 @@ LOCALSFT_INLINE vu uneighbours_bf16(const uint16_t* p, int n) {
 LOCALSFT_INLINE vu uinterleave_bf16(const uint16_t* even, const uint16_t* odd, int n) {
   const __mmask16 mask = lanes_mask(n);
   const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even));
-  return odd == nullptr
-             ? low
-             : _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd)), 16));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
 #else  // a unit is a float
 
 #if defined(LOCALSFT_KERNELS_avx512)
-enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CHUNK = 3072 };
+enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17 };
 #elif defined(LOCALSFT_KERNELS_avx2)
-enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 3, PIECE = 4, CHUNK = 3072 };
+enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 17 };
 #elif defined(LOCALSFT_KERNELS_neon)
-enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 4, CHUNK = 3072 };
+enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 17 };
 #else
-enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 2, PIECE = 4, CHUNK = 3072 };
+enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 2, PIECE = 4, CACHED = 1 << 17 };
 #endif
 typedef vf vu;
 LOCALSFT_INLINE vu uload(const uint32_t* p) { return vload((const float*)p); }

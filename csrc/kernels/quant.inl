@@ -57,17 +57,18 @@ static inline Unpack make_unpack(int bits) {
   return u;
 }
 
-// Bytes that unpack_vector reads, used or not.
-enum { UNPACK_READS = LANES == 8 ? 8 : 16 };
-
-// Values [k, k + LANES) of the row that starts at `row`, as floats; k is a multiple of LANES.
-LOCALSFT_INLINE vf unpack_vector_unchecked(const Unpack& u, const uint8_t* p, int64_t k) {
+// Values [k, k + LANES) of a row as floats, k a multiple of LANES; p: the byte where they start. Reads UNPACK_READS
+// bytes.
+enum { UNPACK_READS = 16 };
+LOCALSFT_INLINE vf unpack_vector(const Unpack& u, const uint8_t* p, int64_t k) {
 #if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
   (void)k;
+  if (u.bits == 8) return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
   const __m512i bytes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p)), u.bytes);
   return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(bytes, u.shift), u.mask));
 #elif defined(LOCALSFT_KERNELS_avx2)
   (void)k;
+  if (u.bits == 8) return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
   int64_t word;
   memcpy(&word, p, 8);
   const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(word), u.bytes);
@@ -88,113 +89,141 @@ LOCALSFT_INLINE vf unpack_vector_unchecked(const Unpack& u, const uint8_t* p, in
 #endif
 }
 
-LOCALSFT_INLINE vf unpack_vector(const Unpack& u, const uint8_t* row, int64_t k, const uint8_t* end) {
-  const uint8_t* p = row + k * u.bits / 8;
-#if !defined(LOCALSFT_KERNELS_baseline)
-  if (__builtin_expect(end - p < UNPACK_READS, 0)) {  // never read past the array: it may end a memory-mapped file
-    uint8_t copy[UNPACK_READS] = {0};
-    memcpy(copy, p, size_t(end - p));
-    return unpack_vector_unchecked(u, copy, k);
-  }
-#else
-  (void)end;
-#endif
-  return unpack_vector_unchecked(u, p, k);
-}
-
-// `count` floats from element `index` on of an array of kind F32, F16 or BF16, count <= LANES.
-LOCALSFT_INLINE vf load_kind(Kind kind, const void* data, int64_t index, int count) {
-  if (kind == Kind::F16) return vload_f16_n((const uint16_t*)data + index, count);
-  if (kind == Kind::BF16) return vload_bf16_n((const uint16_t*)data + index, count);
-  return vload_n((const float*)data + index, count);
-}
-
-enum { MAX_GROUPS = 32 };  // groups of a row that a RowReader holds at a time: 512 columns or more
-
-// Reads COUNT neighbouring rows of a matrix over a range of columns.
-template <Kind KIND, int COUNT>
-struct RowReader {
-  const Matrix* m;
-  int64_t row;  // the first of the COUNT rows
-  int rows;     // how many of them exist; the others read as 0
-  int64_t first_group;
-  Unpack unpack;
-  const uint8_t* end;
-  int64_t row_bytes;
-  float scale[KIND == Kind::AFFINE ? COUNT : 1][MAX_GROUPS + LANES];
-  float bias[KIND == Kind::AFFINE ? COUNT : 1][MAX_GROUPS + LANES];
-
-  inline __attribute__((always_inline)) void open(const Matrix* matrix) {
-    m = matrix;
-    if (KIND == Kind::AFFINE) {
-      unpack = make_unpack(m->bits);
-      row_bytes = m->columns * m->bits / 8;
-      end = (const uint8_t*)m->data + m->rows * row_bytes;
+// Elements [index, index + count) of an array of `total` floats of kind F32, F16 or BF16, as floats in whole vectors:
+// out is written up to a multiple of LANES, but nothing past the array is read.
+template <Kind KIND>
+LOCALSFT_INLINE void load_floats(const void* data, int64_t index, int count, int64_t total, float* out) {
+  for (int i = 0; i < count; i += LANES) {
+    const int64_t at = index + i;
+    const int n = total - at >= LANES ? int(LANES) : int((total - at) & (LANES - 1));
+    if (KIND == Kind::F32) {
+      const float* p = (const float*)data + at;
+      vstore(out + i, n == LANES ? vload(p) : vload_n(p, n));
+    } else if (KIND == Kind::F16) {
+      const uint16_t* p = (const uint16_t*)data + at;
+      vstore(out + i, n == LANES ? vload_f16(p) : vload_f16_n(p, n));
+    } else {
+      const uint16_t* p = (const uint16_t*)data + at;
+      vstore(out + i, n == LANES ? vload_bf16(p) : vload_bf16_n(p, n));
     }
   }
-  // Columns that seek() makes readable, from a multiple of it on.
-  inline __attribute__((always_inline)) int64_t span() const {
-    return KIND == Kind::AFFINE ? int64_t(MAX_GROUPS) << m->group_log2 : INT64_MAX / 2;
+}
+
+enum { READER_SPAN = 512 };  // columns that a reader looks at at a time
+static const float no_row[READER_SPAN + 2 * LANES] = {0};
+
+// Reads COUNT neighbouring rows of a dense matrix; rows that don't exist read as 0.
+template <Kind KIND, int ROWS>
+struct DenseReader {
+  enum { COUNT = ROWS, SPAN = READER_SPAN, SCALED = KIND == Kind::F32 };
+  const uint8_t* data[COUNT];  // of the first column
+
+  DenseReader(const Matrix*) {}
+  // Rows [row, row + count) and columns [begin, end), at most SPAN of them.
+  inline __attribute__((always_inline)) void seek(const Matrix* m, int64_t row, int count, int64_t begin, int64_t) {
+    for (int r = 0; r < COUNT; ++r)
+      data[r] = r < count ? (const uint8_t*)m->data + ((row + r) * m->stride + begin) * (KIND == Kind::F32 ? 4 : 2)
+                          : (const uint8_t*)no_row;
   }
-  // Rows [first, first + count) and columns [begin, end).
-  inline __attribute__((always_inline)) void seek(int64_t first, int count, int64_t begin, int64_t stop) {
-    row = first;
-    rows = count;
-    if (KIND != Kind::AFFINE) return;
-    first_group = begin >> m->group_log2;
-    const int64_t groups = m->columns >> m->group_log2;
-    const int used = int(((stop - 1) >> m->group_log2) + 1 - first_group);
-    for (int r = 0; r < count; ++r) {
-      const int64_t index = (row + r) * groups + first_group;
-      for (int g = 0; g < used; g += LANES) {
-        const int n = used - g < LANES ? used - g : LANES;
-        vstore(&scale[r][g], load_kind(m->scale_kind, m->scales, index + g, n));
-        vstore(&bias[r][g], load_kind(m->scale_kind, m->biases, index + g, n));
-      }
-    }
-  }
-  // Columns [k, k + n) of row r as floats, 0 beyond n; k is a multiple of LANES for AFFINE; n <= 0 reads nothing.
+  // Columns [k, k + n) from `begin` on, of row r, as floats; n > 0 is cut to LANES, lanes beyond it are 0.
   inline __attribute__((always_inline)) vf floats(int r, int64_t k, int64_t n) const {
-    if (r >= rows || n <= 0) return vzero();
-    const int64_t index = (row + r) * m->stride + k;
-    const int some = n < LANES ? int(n) : LANES;
-    switch (KIND) {
-      case Kind::F32:
-        return n >= LANES ? vload((const float*)m->data + index) : vload_n((const float*)m->data + index, some);
-      case Kind::F16:
-        return n >= LANES ? vload_f16((const uint16_t*)m->data + index)
-                          : vload_f16_n((const uint16_t*)m->data + index, some);
-      case Kind::BF16:
-        return n >= LANES ? vload_bf16((const uint16_t*)m->data + index)
-                          : vload_bf16_n((const uint16_t*)m->data + index, some);
-      case Kind::AFFINE: {
-        const int64_t g = (k >> m->group_log2) - first_group;
-        const vf q = unpack_vector(unpack, (const uint8_t*)m->data + (row + r) * row_bytes, k, end);
-        return vfma(vset(scale[r][g]), q, vset(bias[r][g]));
-      }
+    if (KIND == Kind::F32) {
+      const float* p = (const float*)data[r] + k;
+      return n >= LANES ? vload(p) : vload_n(p, int(n));
     }
-    return vzero();
+    const uint16_t* p = (const uint16_t*)data[r] + k;
+    if (KIND == Kind::F16) return n >= LANES ? vload_f16(p) : vload_f16_n(p, int(n));
+    return n >= LANES ? vload_bf16(p) : vload_bf16_n(p, int(n));
   }
 };
 
-static void read_row_affine(const Matrix* m, int64_t row, float* out) {
-  RowReader<Kind::AFFINE, 1> reader;
-  reader.open(m);
-  for (int64_t begin = 0; begin < m->columns; begin += reader.span()) {
-    const int64_t end = begin + reader.span() < m->columns ? begin + reader.span() : m->columns;
-    reader.seek(row, 1, begin, end);
-    for (int64_t k = begin; k < end; k += LANES) vstore(out + k, reader.floats(0, k, end - k));
+// The same for an affine-quantized matrix, whose columns are read in whole vectors.
+template <int ROWS>
+struct AffineReader {
+  enum { COUNT = ROWS, SPAN = READER_SPAN, GROUPS = SPAN / 16 + 1, SCALED = 0 };
+  const uint8_t*
+      data[COUNT];  // where the first column's bits start; UNPACK_READS bytes past the last one's are readable
+  int bits, group_log2, offset;  // offset: of the first column in its group
+  Unpack unpack;
+  float scale[COUNT][GROUPS + LANES], bias[COUNT][GROUPS + LANES];
+  uint8_t copy[COUNT][SPAN + UNPACK_READS];
+
+  AffineReader(const Matrix* m) : bits(m->bits), group_log2(m->group_log2), unpack(make_unpack(m->bits)) {}
+  // `begin` is a multiple of LANES.
+  inline __attribute__((always_inline)) void seek(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
+    const int64_t row_bytes = m->columns * bits / 8, size = ((end - begin) * bits + 7) / 8;
+    const uint8_t* first = (const uint8_t*)m->data + row * row_bytes + begin * bits / 8;
+    const uint8_t* stop = (const uint8_t*)m->data + m->rows * row_bytes;
+    for (int r = 0; r < count; ++r) {
+      const uint8_t* p = first + r * row_bytes;
+      if (__builtin_expect(stop - p < size + UNPACK_READS, 0)) {  // the array may end a memory-mapped file
+        memcpy(copy[r], p, size_t(size));
+        memset(copy[r] + size, 0, UNPACK_READS);
+        p = copy[r];
+      }
+      data[r] = p;
+    }
+    for (int r = count; r < COUNT; ++r) {  // rows that don't exist: any bits, scaled by 0
+      data[r] = copy[r];
+      memset(copy[r], 0, sizeof copy[r]);
+      memset(scale[r], 0, sizeof scale[r]);
+      memset(bias[r], 0, sizeof bias[r]);
+    }
+    switch (m->scale_kind) {
+      case Kind::F32:
+        return seek_scales<Kind::F32>(m, row, count, begin, end);
+      case Kind::F16:
+        return seek_scales<Kind::F16>(m, row, count, begin, end);
+      default:
+        return seek_scales<Kind::BF16>(m, row, count, begin, end);
+    }
+  }
+  template <Kind KIND>
+  inline __attribute__((always_inline)) void seek_scales(const Matrix* m, int64_t row, int count, int64_t begin,
+                                                         int64_t end) {
+    const int64_t groups = m->columns >> group_log2, first = begin >> group_log2;
+    const int used = int(((end - 1) >> group_log2) + 1 - first);
+    offset = int(begin - (first << group_log2));
+    for (int r = 0; r < count; ++r) {
+      const int64_t index = (row + r) * groups + first;
+      load_floats<KIND>(m->scales, index, used, m->rows * groups, scale[r]);
+      load_floats<KIND>(m->biases, index, used, m->rows * groups, bias[r]);
+    }
+  }
+  inline __attribute__((always_inline)) int group(int64_t k) const { return int((offset + k) >> group_log2); }
+  inline __attribute__((always_inline)) const uint8_t* at(int r, int64_t k) const { return data[r] + k * bits / 8; }
+  inline __attribute__((always_inline)) vf floats(int r, int64_t k, int64_t) const {
+    const int g = group(k);
+    return vfma(vset(scale[r][g]), unpack_vector(unpack, at(r, k), k), vset(bias[r][g]));
+  }
+};
+
+template <typename Reader>
+static void read_row_with(const Matrix* m, int64_t row, float* out) {
+  Reader reader(m);
+  for (int64_t begin = 0; begin < m->columns; begin += Reader::SPAN) {
+    const int64_t n = m->columns - begin < Reader::SPAN ? m->columns - begin : int64_t(Reader::SPAN);
+    reader.seek(m, row, 1, begin, begin + n);
+    for (int64_t k = 0; k < n; k += LANES) {
+      const vf x = reader.floats(0, k, n - k);
+      if (n - k >= LANES)
+        vstore(out + begin + k, x);
+      else
+        vstore_n(out + begin + k, x, int(n - k));
+    }
   }
 }
 
 // out (columns,) = row `row` of m as floats.
 static void read_row(const Matrix* m, int64_t row, float* out) {
-  if (m->kind == Kind::AFFINE) {
-    read_row_affine(m, row, out);
-    return;
-  }
-  for (int64_t k = 0; k < m->columns; k += LANES) {
-    const int n = m->columns - k < LANES ? int(m->columns - k) : LANES;
-    vstore_n(out + k, load_kind(m->kind, m->data, row * m->stride + k, n), n);
+  switch (m->kind) {
+    case Kind::F32:
+      return read_row_with<DenseReader<Kind::F32, 1>>(m, row, out);
+    case Kind::F16:
+      return read_row_with<DenseReader<Kind::F16, 1>>(m, row, out);
+    case Kind::BF16:
+      return read_row_with<DenseReader<Kind::BF16, 1>>(m, row, out);
+    case Kind::AFFINE:
+      return read_row_with<AffineReader<1>>(m, row, out);
   }
 }
