@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from localsft.batch import Example, PackedBatch
 from localsft.config import TrainConfig
@@ -49,7 +49,11 @@ def count_work(examples: Sequence[Example], valid: Sequence[Example], config: Tr
 
 
 def _largest(batches: Sequence[PackedBatch]) -> BatchSize:
-    return BatchSize(max((batch.n_tokens for batch in batches), default=0), max((batch.n_targets for batch in batches), default=0))
+    return BatchSize(
+        max((batch.n_tokens for batch in batches), default=0),
+        max((batch.n_targets for batch in batches), default=0),
+        max((int(batch.positions.max(initial=-1)) + 1 for batch in batches), default=0),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def fit_memory(memory: Callable[[BatchSize, BatchSize, bool], int], work: Work, 
     def needed(limit: int, recompute: bool) -> int:
         train, score = work.largest, work.largest_scored
         if limit < tokens_per_pack:
-            train, score = (BatchSize(min(size.tokens, limit), min(size.targets, limit)) for size in (train, score))
+            train, score = (replace(size, tokens=min(size.tokens, limit), targets=min(size.targets, limit)) for size in (train, score))
         return memory(train, score, recompute)
 
     limit, recompute = tokens_per_pack, False

@@ -48,10 +48,11 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """How large a batch is for memory: T and N."""
+    """How large a batch is for memory: T, N, and the length of its longest example (0: unknown, as long as the batch)."""
 
     tokens: int
     targets: int
+    context: int = 0
 
 
 class Engine(Protocol):

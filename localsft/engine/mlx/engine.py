@@ -12,7 +12,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from localsft.batch import Float32, Int32, LossSum, PackedBatch
@@ -25,7 +24,8 @@ from localsft.engine.mlx.decode import generate
 from localsft.engine.mlx.forward import Arrays, hidden_states, to_arrays
 from localsft.engine.mlx.layout import Layout
 from localsft.engine.mlx.lora import Adapter, linear_shapes
-from localsft.engine.mlx.loss import LOGITS_AT_ONCE, HeadLoss, head_in_float32
+from localsft.engine.mlx.loss import HeadLoss, head_in_float32, rows_at_once
+from localsft.engine.mlx.memory import Sizes
 from localsft.engine.mlx.model import load_model
 from localsft.engine.mlx.packed_cache import with_token_positions
 from localsft.engine.mlx.parts import take_apart, with_layers
@@ -60,10 +60,18 @@ class MlxEngine:
         parts = take_apart(self.model, base.config.model_type)
         self._trunk = parts.trunk
         self._hidden_size = base.config.hidden_size
-        self._config = base.config
-        self._float32 = parts.dtype == mx.float32
         self.packing = find_packing(self.model, parts, base.config.vocab_size)
         self.shapes = adapter_shapes(linear_shapes(self.model), lora)
+        self._sizes = Sizes.of(
+            self.model,
+            self.shapes,
+            layers=len(parts.layers),
+            hidden=base.config.hidden_size,
+            heads=base.config.n_heads,
+            vocabulary=base.config.vocab_size,
+            dtype=parts.dtype,
+            chunk=rows_at_once(base.config.vocab_size),
+        )
         self._adapter = Adapter(self.model, self.shapes, lora.scale, lora.dropout)
         layers: list[Any] = [Checkpointed(layer) for layer in parts.layers] if checkpoint else parts.layers
         self._training_trunk = with_layers(parts.trunk, layers)
@@ -93,16 +101,7 @@ class MlxEngine:
         self.info = EngineInfo("mlx", "metal" if mx.metal.is_available() else "mlx-cpu", 0, details)
 
     def memory(self, train: BatchSize, score: BatchSize, recompute: bool) -> int:
-        """An estimate: MLX decides itself what it keeps. Attention's scores are counted in full, as its vjp makes them."""
-        tokens, targets = max(train.tokens, score.tokens), max(train.targets, score.targets)
-        config, item = self._config, 4 if self._float32 else 2
-        weights = sum(x.nbytes for _, x in tree_flatten(self.model.parameters()))
-        adapted = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        heads = config.n_heads + 2 * config.n_kv_heads
-        per_layer = tokens * item * (4 * config.hidden_size + 2 * heads * config.head_size + 4 * config.ffn_size)
-        per_layer += tokens * tokens * config.n_heads * 4
-        kept = per_layer + config.n_layers * tokens * config.hidden_size * item if recompute else config.n_layers * per_layer
-        return int(weights + 16 * adapted + kept + min(targets * config.vocab_size, LOGITS_AT_ONCE) * 8)
+        return self._sizes.total(train, score, recompute)
 
     def accumulate(self, batch: PackedBatch) -> LossSum:
         if batch.n_targets == 0:

@@ -14,6 +14,11 @@ import mlx.nn as nn
 LOGITS_AT_ONCE = 1 << 25  # of a chunk, float32: 128 MiB, and as much again in its backward pass
 
 
+def rows_at_once(vocabulary: int) -> int:
+    """Rows of a chunk: a power of two, at least 32."""
+    return 1 << max(5, (LOGITS_AT_ONCE // vocabulary).bit_length() - 1)
+
+
 class HeadLoss:
     """The family's head and the loss behind it, over rows of hidden states.
 
@@ -24,7 +29,7 @@ class HeadLoss:
     def __init__(self, head: nn.Module, vocabulary: int, *, in_float32: bool) -> None:
         self._head = head
         self._in_float32 = in_float32
-        self.rows = 1 << max(5, (LOGITS_AT_ONCE // vocabulary).bit_length() - 1)
+        self.rows = rows_at_once(vocabulary)
         self._sum = _with_gradient_at_once(self._chunk_loss, self.rows)
 
     def logits(self, hidden: mx.array) -> mx.array:
