@@ -7,7 +7,7 @@ namespace localsft {
 namespace {
 
 // Slots of the scratch buffers of the caller (thread 0) and of each thread.
-enum Slot { kRows, kLowRankPanels, kDu, kTransposed, kTile, kLoraRows };
+enum Slot { kRows, kLowRankPanels, kDu, kLoraRows };
 
 // Rows that are packed and multiplied at a time: few enough for their packed form to stay near the cores, enough to
 // make dequantization cheap.
@@ -134,6 +134,39 @@ void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, c
   multiply(ctx, products);
 }
 
+// d_a_i += du_iᵀ·x and d_b_i += scale_i·u_iᵀ·dy_i, over all rows; a task is a block of columns of one of them.
+void low_rank_gradients(Context& ctx, int64_t m, const std::vector<const void*>& dys,
+                        const std::vector<Member>& members, const void* x, const float* u, const float* du) {
+  constexpr int64_t kColumns = 128;  // per task
+  const int64_t rank = total_rank(members), size = ctx.kernels.act_bf16 ? 2 : 4;
+  struct Sum {
+    const void* x;
+    const float* s;
+    const Adapter* adapter;
+    int64_t columns;
+    float scale;
+    float* out;
+  };
+  std::vector<Sum> sums;
+  int64_t column = 0, tasks = 0;
+  for (size_t i = 0; i < members.size(); ++i) {
+    const Adapter& adapter = members[i].adapter;
+    if (adapter.rank == 0) continue;
+    sums.push_back({x, du + column, &adapter, members[i].weight.columns, 1.0f, adapter.d_a});
+    sums.push_back({dys[i], u + column, &adapter, members[i].weight.rows, adapter.scale, adapter.d_b});
+    column += adapter.rank;
+  }
+  for (const Sum& sum : sums) tasks += ceil_div(sum.columns, kColumns);
+  ctx.pool.run(tasks, [&](int64_t task, int) {
+    size_t i = 0;
+    for (; task >= ceil_div(sums[i].columns, kColumns); ++i) task -= ceil_div(sums[i].columns, kColumns);
+    const Sum& sum = sums[i];
+    const int64_t begin = task * kColumns, count = std::min(kColumns, sum.columns - begin);
+    ctx.kernels.gemm.outer(static_cast<const uint8_t*>(sum.x) + begin * size, sum.columns, sum.s, rank,
+                           sum.adapter->rank, m, count, sum.scale, sum.out + begin, sum.columns);
+  });
+}
+
 void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys, const std::vector<Member>& members,
                     const std::vector<LowRank>& low_rank, const void* x, const float* u, Out dx, float* dx_lora) {
   const auto& g = ctx.kernels.gemm;
@@ -173,53 +206,23 @@ void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys
     }
   });
 
-  // duᵀ and scale·uᵀ as row operands whose reduction is over the rows: (rank tiles, m steps, tile_rows) a member.
-  const int64_t m_steps = steps_of(ctx, m);
-  int64_t units = 0;
-  for (const Member& member : members) units += packed_units(ctx, member.adapter.rank, m_steps);
-  auto* du_transposed = ctx.scratch.array<uint32_t>(0, kTransposed, size_t(2 * units));
-  auto* u_transposed = du_transposed + units;
-  if (rank > 0) {
-    ctx.pool.run(2 * int64_t(members.size()), [&](int64_t task, int) {
-      const size_t wanted = size_t(task / 2);
-      int64_t column = 0, offset = 0;
-      for (size_t i = 0; i < wanted; ++i) {
-        column += members[i].adapter.rank;
-        offset += packed_units(ctx, members[i].adapter.rank, m_steps);
-      }
-      const Adapter& adapter = members[wanted].adapter;
-      const Matrix source = dense(Kind::F32, task % 2 == 0 ? du : u, m, rank);
-      uint32_t* to = (task % 2 == 0 ? du_transposed : u_transposed) + offset;
-      for (int64_t r = 0; r < adapter.rank; r += g.tile_rows)
-        g.pack_along(&source, column + r, int(std::min<int64_t>(g.tile_rows, adapter.rank - r)), g.tile_rows, 0, m,
-                     task % 2 == 0 ? 1.0f : adapter.scale, g.tile_rows, to + r * m_steps, 0);
-    });
-  }
+  low_rank_gradients(ctx, m, dys, members, x, u, du);
 
   std::vector<Product> products;
   Product to_dx{{}, k, {{packed, steps, m, dx}}};
   Product to_dx_lora{{}, k, {{packed, steps, m, {dx_lora, k, false, false}}}};
-  Product to_d_a{{{dense(act_kind(ctx), x, m, k), false, 0}}, k, {}};
   int64_t step = 0, low_rank_step = n_steps;
   for (const Member& member : members) {
     to_dx.terms.push_back({member.weight, false, step});
     step += steps_of(ctx, member.weight.rows);
   }
-  int64_t offset = 0;
-  for (size_t i = 0; i < members.size(); ++i) {
-    const Adapter& adapter = members[i].adapter;
+  for (const Member& member : members) {
+    const Adapter& adapter = member.adapter;
     if (adapter.rank == 0) continue;
     (dx_lora != nullptr ? to_dx_lora : to_dx)
         .terms.push_back({dense(Kind::F32, adapter.a, adapter.rank, k), false, low_rank_step});
     low_rank_step += steps_of(ctx, adapter.rank);
-    to_d_a.rows.push_back({du_transposed + offset, m_steps, adapter.rank, {adapter.d_a, k, false, true}});
-    const int64_t n = members[i].weight.rows;
-    products.push_back({{{dense(act_kind(ctx), dys[i], m, n), false, 0}},
-                        n,
-                        {{u_transposed + offset, m_steps, adapter.rank, {adapter.d_b, n, false, true}}}});
-    offset += packed_units(ctx, adapter.rank, m_steps);
   }
-  if (!to_d_a.rows.empty()) products.push_back(std::move(to_d_a));
   if (dx_lora != nullptr) products.push_back(std::move(to_dx_lora));
   if (dx.data != nullptr) products.insert(products.begin(), std::move(to_dx));
   multiply(ctx, products);

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -110,6 +111,7 @@ def main() -> None:
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "first_loss": losses[0],
         "last_loss": losses[-1],
+        "last_epoch_loss": statistics.mean(losses[-(len(losses) // args.epochs) :]),
         "steps": len(losses),
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, trl)},
     }

@@ -59,7 +59,8 @@ struct GemmTable {
   // (rows, columns) of Σ over segments of a·b; b: the panel (steps of all segments, panel) units.
   void (*tile)(const Segment* segments, int count, const uint32_t* b, int rows, int columns, const Target* target);
 
-  // `steps` steps of a full tile on registers alone: what the arithmetic units can do at most. The result has no meaning.
+  // `steps` steps of a full tile on registers alone: what the arithmetic units can do at most. The result has no
+  // meaning.
   float (*peak)(int64_t steps);
 
   // out[m·out_stride + n] = x[m]·w[n] for n in [begin, end): float rows x (m, columns), m in [1, 16]; reads w once.
@@ -71,6 +72,10 @@ struct GemmTable {
   void (*softmax_stats)(const float* x, int64_t n, float* max, float* sum);
   // x = weight·exp(x - log_sum) in place.
   void (*softmax_scale)(float* x, int64_t n, float log_sum, float weight);
+
+  // out (rank, columns) += scale·sᵀ·x: s float (rows, rank), x act (rows, columns), the strides in elements.
+  void (*outer)(const void* x, int64_t x_stride, const float* s, int64_t s_stride, int64_t rank, int64_t rows,
+                int64_t columns, float scale, float* out, int64_t out_stride);
 };
 
 }  // namespace kernels
