@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # Settings of the demo besides the defaults: a run of few minutes on two cores.
 SETTINGS: dict[str, Any] = {"epochs": 2, "optim.learning_rate": 1e-3}
 QUESTIONS = 3  # holdout questions that are shown
-LONGEST = 80  # tokens of an answer that is shown
+LONGEST = 96  # tokens of an answer
+SHOWN = 260  # characters of an answer in the table
 
 
 @click.command(cls=ExampleCommand, example="localsft demo", name="demo")
@@ -129,4 +130,6 @@ def show(questions: list[Question], before: list[Answer], after: list[Answer], d
 
 
 def _shown(answer: Answer) -> str:
-    return " ".join(answer.text.split()) + (" ..." if answer.finish == "length" else "")
+    """An answer as one paragraph, cut where it goes on for long."""
+    text = " ".join(answer.text.split())
+    return f"{text[:SHOWN]} ..." if len(text) > SHOWN or answer.finish == "length" else text
