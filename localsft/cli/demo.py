@@ -52,17 +52,18 @@ def command(as_json: bool, **values: str | None) -> None:
     prompts = [question.messages for question in questions]
     trainer = make_trainer(config, model, examples, lambda: create(config.out, config.data.path), cache=frozen_cache())
     run = trainer.run
-    sampling = Sampling(max_tokens=LONGEST)
-    say(f"asking the base model {len(questions)} questions of the holdout")
-    before = answer(model, trainer.engine, prompts, sampling)
+    untrained = trainer.engine.adapter()
     say(f"run {run.path}: {trainer.plan.steps} steps on the {trainer.engine.info.name} engine ({trainer.engine.info.isa})")
     reason = follow(trainer)
     document = result(trainer)
     run.write_info(run.info() | {"result": document | {"reason": reason}})
     if reason == "interrupted":
         raise click.exceptions.Exit(130)
+    say(f"asking both models {len(questions)} questions of the holdout")
+    trainer.engine.load_adapter(untrained)  # B is zero: the base model
+    before = answer(model, trainer.engine, prompts, Sampling(max_tokens=LONGEST))
     trainer.engine.load_adapter(load_adapter(run.adapter).tensors)  # the best, not the last
-    after = answer(model, trainer.engine, prompts, sampling)
+    after = answer(model, trainer.engine, prompts, Sampling(max_tokens=LONGEST))
     show(questions, before, after, document)
     say(summary(document))
     say(f"ask it yourself: localsft generate --adapter {run.path} --messages {keep_question(questions[0], run)}")
