@@ -15,8 +15,9 @@ namespace localsft {
 namespace {
 
 // How often a worker looks for new work before it sleeps. A training step makes thousands of short calls, one after the
-// other with some Python between them; waking a sleeping thread costs tens of microseconds (and on a busy machine it may
-// wake on its waker's core, which halves the speed of a short product), so a worker spins for about half a millisecond.
+// other with some Python between them; waking a sleeping thread costs tens of microseconds (and on a busy machine it
+// may wake on its waker's core, which halves the speed of a short product), so a worker spins for about half a
+// millisecond.
 constexpr int kSpins = 40000;
 
 inline void pause_cpu() {
