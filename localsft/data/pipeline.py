@@ -116,7 +116,7 @@ def render_rows(rows: Iterable[Row], recipe: Recipe, *, workers: int | None = No
                 "free memory or pass another template with --template"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _cores() -> int:

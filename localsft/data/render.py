@@ -13,6 +13,7 @@ from localsft.batch import Example
 from localsft.data.conversation import Conversation, Message
 from localsft.data.supervision import Mask, TextExample, guard, mark, template_messages
 from localsft.data.template import GUARD, ChatTemplate
+from localsft.data.vetting import vet
 from localsft.errors import InputError
 from localsft.tokenizer import Tokenizer
 
@@ -32,10 +33,10 @@ class Rendered:
 
 
 def chat_template(tokenizer: Tokenizer, source: str | None = None, where: str = "the chat template") -> ChatTemplate:
-    """The model's own chat template, or ``source`` instead.
+    """The model's own chat template, or ``source`` instead, tried out in a child process.
 
     Raises:
-        InputError: there is none, or it is no template.
+        InputError: there is none, it is no template, or it takes more time or memory than a template does.
     """
     text = source or tokenizer.chat_template
     if not text:
@@ -44,7 +45,9 @@ def chat_template(tokenizer: Tokenizer, source: str | None = None, where: str = 
     def name(token_id: int | None) -> str:
         return "" if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
-    return ChatTemplate(text, bos=name(tokenizer.bos_id), eos=name(tokenizer.eos_id), where=where)
+    template = ChatTemplate(text, bos=name(tokenizer.bos_id), eos=name(tokenizer.eos_id), where=where)
+    vet(template)
+    return template
 
 
 def render(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, mask: Mask, max_length: int) -> Rendered:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from localsft.errors import InputError
@@ -36,13 +37,12 @@ class ChatTemplate:
             raise InputError(f"{where}: longer than {MAX_TEMPLATE} characters, which no chat template is; pass another with --template")
         self.source = source
         self.marks_generation = _GENERATION.search(source) is not None
-        self._arguments = (source, bos, eos, where, now)
-        self._where = where
+        self.bos, self.eos, self.where = bos, eos, where
         self._now = now
-        self._globals = {"bos_token": bos, "eos_token": eos}
         marked = _GENERATION.sub(lambda m: f"{{{{{m[1]} '{CLOSE if m[2] else OPEN}' {m[3]}}}}}", source)
         self._environment = minijinja.Environment(
             filters={"tojson": _to_json},
+            tests={"iterable": _is_iterable},
             globals={"raise_exception": _raise_exception, "strftime_now": self._strftime_now},
             fuel=MAX_STEPS,
             debug=False,
@@ -60,10 +60,10 @@ class ChatTemplate:
     def fingerprint(self) -> str:
         """All that decides what is rendered: the source, the tokens it is given, and the day where it asks for the date."""
         day = (self._now or datetime.now()).date() if "strftime_now" in self.source else None
-        return repr((self.source, self._globals["bos_token"], self._globals["eos_token"], day))
+        return repr((self.source, self.bos, self.eos, day))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._arguments
+        return _rebuild, (self.source, self.bos, self.eos, self.where, self._now)
 
     def render(
         self,
@@ -80,13 +80,49 @@ class ChatTemplate:
         """
         try:
             text: str = self._environment.render_template(
-                "chat", messages=_copy(messages), tools=_copy(tools) or None, add_generation_prompt=add_generation_prompt, **self._globals
+                "chat",
+                messages=[dict(row) if _FLAT.issuperset(row) else _copy(row) for row in self._fitted(messages)],
+                tools=_copy(tools) or None,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=self.bos,
+                eos_token=self.eos,
             )
         except Exception as error:  # whatever fails in there, also in a Python callback, is the template's doing
-            raise InputError(f"{source or self._where}: the chat template can't render this conversation: {_first_line(error)}") from None
+            raise InputError(f"{source or self.where}: the chat template can't render this conversation: {_first_line(error)}") from None
         if len(text) > MAX_OUTPUT:
-            raise InputError(f"{source or self._where}: the chat template wrote over {MAX_OUTPUT} characters; pass another with --template")
+            raise InputError(f"{source or self.where}: the chat template wrote over {MAX_OUTPUT} characters; pass another with --template")
         return text
+
+    def _fitted(self, messages: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        """``messages`` with tool calls as this template reads them."""
+        if not any("tool_calls" in message for message in messages):
+            return messages
+        null_content, text_arguments = self._tool_call_form
+        return [_fit(message, null_content, text_arguments) if "tool_calls" in message else message for message in messages]
+
+    @cached_property
+    def _tool_call_form(self) -> tuple[bool, bool]:
+        """How the template takes a turn that only calls a tool: content none (else empty), arguments as JSON text (else as an
+        object). Templates differ, and the wrong form is lost or written as Python would: so each is tried on a probe."""
+        for text_arguments in (False, True):
+            for null_content in (True, False):
+                call = {
+                    "id": "call00000",
+                    "type": "function",
+                    "function": {"name": "probe_call", "arguments": {"probe_key": "probe_value"}},
+                }
+                turn = _fit({"role": "assistant", "content": "", "tool_calls": [call]}, null_content, text_arguments)
+                result = {"role": "tool", "content": "4", "tool_call_id": "call00000", "name": "probe_call"}
+                try:
+                    text: str = self._environment.render_template(
+                        "chat", messages=[{"role": "user", "content": "?"}, turn, result], bos_token=self.bos, eos_token=self.eos
+                    )
+                except Exception:
+                    continue
+                written = "probe_call" in text and "probe_value" in text
+                if written and not any(sign in text for sign in ("None", "'probe_key'", '\\"probe_key')):
+                    return null_content, text_arguments
+        return False, False
 
     def _strftime_now(self, form: str) -> str:
         return (self._now or datetime.now()).strftime(form[:100])
@@ -98,9 +134,24 @@ def _rebuild(source: str, bos: str, eos: str, where: str, now: datetime | None) 
 
 def _copy(value: Any) -> Any:
     """Fresh lists and dicts: a template may call their methods, pop and clear among them."""
-    if isinstance(value, Mapping):
-        return dict(value) if _FLAT.issuperset(value) else {key: _copy(child) for key, child in value.items()}
+    if isinstance(value, dict):
+        return {key: _copy(child) for key, child in value.items()}
     return [_copy(child) for child in value] if isinstance(value, list | tuple) else value
+
+
+def _is_iterable(value: Any) -> bool:
+    """jinja2's test: none is not iterable, as minijinja would have it."""
+    return isinstance(value, Iterable)
+
+
+def _fit(message: Mapping[str, Any], null_content: bool, text_arguments: bool) -> dict[str, Any]:
+    fitted = {**message, "content": message.get("content") or (None if null_content else "")}
+    if text_arguments:
+        fitted["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _to_json(call["function"]["arguments"])}}
+            for call in message["tool_calls"]
+        ]
+    return fitted
 
 
 class _TemplateRefusal(Exception):

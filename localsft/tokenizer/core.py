@@ -141,16 +141,16 @@ class Tokenizer:
             for span in document:
                 found: list[bytes | tuple[str, bool]] = []
                 for piece in self._split_control(span):
-                    if isinstance(piece, bytes):
-                        prefix = self._encoder.prefix_after_control
-                        found.append(piece)
-                    else:
+                    if isinstance(piece, str):
                         found.append(run := (piece.replace(guard, "") if guard else piece, prefix))
                         runs.append(run)
                         prefix = False
+                    else:
+                        found.append(piece)
+                        prefix = self._encoder.prefix_after_control
                 spans.append(found)
         encoded = iter(self._encode_runs(runs))
-        return [[b"".join([p if isinstance(p, bytes) else next(encoded) for p in span]) for span in document] for document in pieces]
+        return [[b"".join([next(encoded) if isinstance(p, tuple) else p for p in span]) for span in document] for document in pieces]
 
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """The text of ``ids``; bytes that are no UTF-8 become U+FFFD. ``skip_control`` leaves control tokens out."""

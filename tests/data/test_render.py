@@ -8,7 +8,8 @@ from tiny_vocab import CHATML, tiny_tokenizer
 
 from localsft.data.conversation import Conversation, Message
 from localsft.data.render import NO_TARGET, TOO_LONG, TRUNCATED, Rendered, chat_template, render, render_prompt
-from localsft.data.supervision import ADDED_END, OTHER_PROMPT, SPLIT
+from localsft.data.supervision import ADDED_END, CHANGED, OTHER_PROMPT, SPLIT
+from localsft.data.template import ChatTemplate
 from localsft.errors import InputError
 from localsft.tokenizer import Tokenizer
 
@@ -28,6 +29,12 @@ THINKING = (
 )
 
 
+def plain_template(tokenizer: Tokenizer, source: str) -> ChatTemplate:
+    """As ``chat_template`` makes it, but not tried out in a child process."""
+    bos, eos = (tokenizer.token_bytes(token).decode() for token in (tokenizer.bos_id or 0, tokenizer.eos_id or 0))
+    return ChatTemplate(source, bos=bos, eos=eos)
+
+
 def rendered(
     messages: tuple[Message, ...] = TWO_TURNS,
     template: str = CHATML,
@@ -37,7 +44,7 @@ def rendered(
 ) -> tuple[Rendered, Tokenizer]:
     tokenizer = tokenizer or tiny_tokenizer()
     conversation = Conversation(messages, file="rows.jsonl", line=3)
-    return render(conversation, tokenizer, chat_template(tokenizer, template), mask=mask, max_length=max_length), tokenizer
+    return render(conversation, tokenizer, plain_template(tokenizer, template), mask=mask, max_length=max_length), tokenizer
 
 
 def supervised(result: Rendered, tokenizer: Tokenizer) -> list[list[str]]:
@@ -120,7 +127,7 @@ def test_control_tokens_in_keys_and_tools_stay_text() -> None:
     template = "{{ tools | tojson }}{{ messages[0].content }}{% if messages | length > 1 %}{{ messages[1].content + eos_token }}{% endif %}"
     tokenizer = tiny_tokenizer()
     conversation = Conversation((Message("user", "q"), Message("assistant", "a")), tools=({"<|im_start|>": "<|im_end|>"},))
-    result = render(conversation, tokenizer, chat_template(tokenizer, template), mask="assistant", max_length=999)
+    result = render(conversation, tokenizer, plain_template(tokenizer, template), mask="assistant", max_length=999)
     assert supervised(result, tokenizer) == [["a<|im_end|>"]]
     assert list(result.examples[0].token_ids).count(tokenizer.control_tokens["<|im_start|>"]) == 0
 
@@ -135,7 +142,7 @@ def test_one_bos() -> None:
     for template in (CHATML, "{{ bos_token }}" + CHATML):
         result, _ = rendered(template=template, tokenizer=bos)
         assert list(result.examples[0].token_ids).count(3) == 1 and result.examples[0].token_ids[0] == 3
-        prompt = render_prompt(TWO_TURNS[:2], bos, chat_template(bos, template))
+        prompt = render_prompt(TWO_TURNS[:2], bos, plain_template(bos, template))
         assert prompt.count(3) == 1 and list(result.examples[0].token_ids[: len(prompt)]) == prompt
     without = tiny_tokenizer(**{"tokenizer.ggml.bos_token_id": 3})
     assert 3 not in rendered(tokenizer=without)[0].examples[0].token_ids
@@ -163,13 +170,78 @@ def test_a_generation_prompt_that_is_not_in_the_turn_is_aligned_and_told() -> No
     assert result.notes == (OTHER_PROMPT,)
 
 
+def test_no_cut_inside_a_tag() -> None:
+    # prompt "<think>", turn "</think>": they part after "<", which is inside a tag
+    template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif").replace(
+        "(message['content'] or '')", "('</think>' if message['role'] == 'assistant' else '') + message['content']"
+    )
+    assert supervised(*rendered((Message("user", "Hi"), Message("assistant", "Hello")), template)) == [["</think>Hello<|im_end|>"]]
+
+
+def test_a_template_that_rewrites_the_history_continues_the_prompt() -> None:
+    # Mistral's way: the system message goes before the last user message, and is gone once an answer follows
+    template = (
+        "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ system + ' ' if loop.last and system }}{{ m.content }}[/INST]"
+        "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    tokenizer = tiny_tokenizer(**{"tokenizer.ggml.eos_token_id": 4})
+    result, _ = rendered(template=template, tokenizer=tokenizer)
+    assert supervised(result, tokenizer) == [["Hello!</s>"], ["Good bye.</s>"]]
+    first, second = (tokenizer.decode(example.token_ids) for example in result.examples)
+    assert first == "[INST]Be brief. Hi[/INST]Hello!</s>"
+    assert second == "[INST]Hi[/INST]Hello!</s>[INST]Be brief. Bye[/INST]Good bye.</s>"
+    assert OTHER_PROMPT in result.notes and SPLIT in result.notes
+
+
+def test_text_that_the_template_always_appends_is_not_supervised() -> None:
+    template = CHATML.replace("{% if add", "<|im_start|>system\nAnswer well.<|im_end|>\n{% if add")
+    result, tokenizer = rendered(template=template)
+    assert supervised(result, tokenizer) == [["Hello!<|im_end|>"], ["Good bye.<|im_end|>"]]
+
+
 def test_what_can_not_be_aligned_is_an_error() -> None:
-    shifting = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    shifting = "{{ messages | length }}{% for m in messages %}{{ m.content | upper }}{% endfor %}"
     with pytest.raises(InputError, match=r"rows.jsonl:3: the chat template rewrites earlier turns"):
         rendered(template=shifting)
-    upper = "{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}{{ 'bot:' if add_generation_prompt }}"
-    with pytest.raises(InputError, match="does not write the assistant's answer as it stands"):
-        rendered(template=upper)
+
+
+def test_what_the_template_changes_is_told() -> None:
+    result, tokenizer = rendered(template=CHATML.replace("message['content'] or ''", "message['content'] | upper"))
+    assert supervised(result, tokenizer) == [["HELLO!<|im_end|>", "GOOD BYE.<|im_end|>"]] and result.notes == (CHANGED,)
+    result, tokenizer = rendered(template="{% for message in messages if message.role != 'system' %}" + CHATML[CHATML.index("%}") + 2 :])
+    assert CHANGED in result.notes
+
+
+def test_tool_calls_that_the_template_drops_are_an_error() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "this"}}}
+    messages = (Message("user", "look"), Message("assistant", None, tool_calls=(call,)))
+    with pytest.raises(InputError, match=r"rows.jsonl:3: the chat template does not write tool calls"):
+        rendered(messages)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{{ m.tool_calls[0].function | tojson }}", '{"name": "look", "arguments": {"at": "this"}}<|im_end|>'),
+        ("{{ m.tool_calls[0].function.name + m.tool_calls[0].function.arguments }}", 'look{"at": "this"}<|im_end|>'),
+        (
+            "{% if m.content is none %}{{ m.tool_calls[0].function | tojson }}{% endif %}",
+            '{"name": "look", "arguments": {"at": "this"}}<|im_end|>',
+        ),
+        ("{{ m.content + (m.tool_calls[0].function | tojson) }}", '{"name": "look", "arguments": {"at": "this"}}<|im_end|>'),
+        ("{{ m.content }}{{ m.tool_calls[0].function | tojson }}", '{"name": "look", "arguments": {"at": "this"}}<|im_end|>'),
+    ],
+)
+def test_tool_calls_in_the_form_the_template_takes(written: str, expected: str) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.tool_calls %}"
+        + written
+        + "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "this"}}}
+    assert supervised(*rendered((Message("user", "x"), Message("assistant", None, tool_calls=(call,))), template)) == [[expected]]
 
 
 def test_a_turn_ended_by_the_next_role_token() -> None:
