@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ _STOP_NAMES = frozenset(
     )
 )
 _MEMO_RUNS = 65_536  # runs of text kept encoded: system prompts and headers repeat in every row
-_MEMO_CHARS = 4_096  # longer runs than this are not kept
+_MEMO_CHARS = 65_536  # longer runs than this are not kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Tokenizer:
         self._encoder = vocabulary.encoder
         self._bytes = vocabulary.token_bytes
         self._strip_first_space = vocabulary.strip_first_space
-        self._memo: dict[tuple[str, bool], bytes] = {}
+        self._memo: dict[bool, dict[str, bytes]] = {False: {}, True: {}}  # by prefix
         self._control = {token.text: token for token in vocabulary.control}
         self._control_ids = frozenset(token.id for token in vocabulary.control)
         self._id_bytes = {token.id: array("i", [token.id]).tobytes() for token in vocabulary.control}
@@ -123,7 +124,7 @@ class Tokenizer:
         if parse_special:
             found = [b"".join(spans) for spans in self.encode_spans([[text] for text in texts])]
         else:
-            found = self._encode_runs([(text, self._encoder.prefix_at_start) for text in texts])
+            found = self._encode_runs(texts, self._encoder.prefix_at_start)
         return [array("i", ids).tolist() for ids in found]
 
     def encode_spans(self, documents: Sequence[Sequence[str]], guard: str | None = None) -> list[list[bytes]]:
@@ -133,24 +134,30 @@ class Tokenizer:
         taken out: so a renderer marks what somebody typed. Returns the ids of each span of each document, as the bytes of
         int32 in the machine's order.
         """
-        pieces: list[list[list[bytes | tuple[str, bool]]]] = []
-        runs: list[tuple[str, bool]] = []
+        spans_of: list[list[list[bytes]]] = []
+        missing: dict[bool, list[tuple[str, list[bytes], int]]] = {False: [], True: []}  # text, where its ids go
         for document in documents:
-            pieces.append(spans := [])
+            spans: list[list[bytes]] = []
+            spans_of.append(spans)
             prefix = self._encoder.prefix_at_start
             for span in document:
-                found: list[bytes | tuple[str, bool]] = []
+                spans.append(found := [])
                 for piece in self._split_control(span):
-                    if isinstance(piece, str):
-                        found.append(run := (piece.replace(guard, "") if guard else piece, prefix))
-                        runs.append(run)
-                        prefix = False
-                    else:
+                    if isinstance(piece, bytes):
                         found.append(piece)
                         prefix = self._encoder.prefix_after_control
-                spans.append(found)
-        encoded = iter(self._encode_runs(runs))
-        return [[b"".join([next(encoded) if isinstance(p, tuple) else p for p in span]) for span in document] for document in pieces]
+                        continue
+                    text = piece.replace(guard, "") if guard else piece
+                    ids = self._memo[prefix].get(text)
+                    if ids is None:
+                        missing[prefix].append((text, found, len(found)))
+                    found.append(ids or b"")
+                    prefix = False
+        for prefix, places in missing.items():
+            encoded = self._encode_runs([text for text, _, _ in places], prefix)
+            for (_, found, index), ids in zip(places, encoded, strict=True):
+                found[index] = ids
+        return [[b"".join(found) for found in spans] for spans in spans_of]
 
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """The text of ``ids``; bytes that are no UTF-8 become U+FFFD. ``skip_control`` leaves control tokens out."""
@@ -184,23 +191,18 @@ class Tokenizer:
             pieces.append(text[start:])
         return pieces
 
-    def _encode_runs(self, runs: Sequence[tuple[str, bool]]) -> list[bytes]:
-        memo = self._memo
-        fresh = list({run: None for run in runs if run not in memo})
+    def _encode_runs(self, texts: Sequence[str], prefix: bool) -> list[bytes]:
+        """Ids of runs of plain text; those that come more than once are kept, as what repeats in a batch comes again."""
+        counts = Counter(texts)
+        ids = dict(zip(counts, self._encoder.encode_runs(list(counts), prefix=prefix), strict=True))
+        memo = self._memo[prefix]
         if len(memo) > _MEMO_RUNS:
             memo.clear()
-            fresh = list(dict.fromkeys(runs))
-        found: dict[tuple[str, bool], bytes] = {}
-        for prefix in (False, True):
-            texts = [text for text, wanted in fresh if wanted is prefix]
-            if texts:
-                keys = [(text, prefix) for text in texts]
-                found |= zip(keys, self._encoder.encode_runs(texts, prefix=prefix), strict=True)
-        memo.update((run, ids) for run, ids in found.items() if len(run[0]) <= _MEMO_CHARS)
-        return [found[run] if run in found else memo[run] for run in runs]
+        memo.update((text, ids[text]) for text, count in counts.items() if count > 1 and len(text) <= _MEMO_CHARS)
+        return [ids[text] for text in texts]
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_memo": {}}  # a copy for another process starts without the memo
+        return self.__dict__ | {"_memo": {False: {}, True: {}}}  # a copy for another process starts without the memo
 
     def _find_stop_ids(self, vocabulary: Vocabulary) -> frozenset[int]:
         named = {token.id for token in vocabulary.control if token.text in _STOP_NAMES}

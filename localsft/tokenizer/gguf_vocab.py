@@ -9,7 +9,6 @@ from localsft.errors import InputError
 from localsft.tokenizer.core import ControlToken, Vocabulary
 from localsft.tokenizer.plain import BpeEncoder, PlainEncoder, SentencePieceEncoder, sentencepiece_model, unreachable
 from localsft.tokenizer.pretokenizers import find_pretokenizer
-from localsft.tokenizer.words import word_splitter
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 # llama.cpp treats these as control tokens whatever the file says.
@@ -107,7 +106,7 @@ def _byte_level(
     encoder.add_tokens([AddedToken(token, normalized=False) for token in fixed])
     byte_of = byte_alphabet()
     token_bytes = [byte_level_bytes(token, byte_of) if types[i] == _NORMAL else token.encode() for i, token in enumerate(tokens)]
-    return BpeEncoder(encoder, words=word_splitter(pretokenizer.patterns), fixed=fixed), token_bytes, pretokenizer.add_bos
+    return BpeEncoder(encoder, by_spaces=True, fixed=fixed), token_bytes, pretokenizer.add_bos
 
 
 def _sentencepiece(

@@ -12,6 +12,7 @@ from localsft.errors import InputError
 from localsft.tokenizer.core import ControlToken, Vocabulary
 from localsft.tokenizer.gguf_vocab import byte_alphabet, byte_level_bytes, piece_bytes
 from localsft.tokenizer.plain import BpeEncoder, SentencePieceEncoder, unreachable
+from localsft.tokenizer.pretokenizers import KNOWN_PATTERNS
 
 _MAX_FILE = 256 << 20  # bytes; the largest tokenizer.json in use is about 35 MB
 
@@ -102,7 +103,13 @@ def _read_tokenizer_json(file: Path) -> Vocabulary:
     bare_data, scheme = _without_prefix(data)
     bare = prefixed if scheme is None else _load_tokenizer(bare_data, file)
     return Vocabulary(
-        encoder=BpeEncoder(bare, None if scheme is None else prefixed, prefix_after_control=scheme == "always"),
+        encoder=BpeEncoder(
+            bare,
+            None if scheme is None else prefixed,
+            prefix_after_control=scheme == "always",
+            by_spaces=_cuts_at_spaces(data),
+            fixed=[str(row["content"]) for row in data["added_tokens"]],
+        ),
         token_bytes=token_bytes,
         control=control,
         bos_id=None,
@@ -174,6 +181,27 @@ def _without_prefix(data: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     normalizer = data.get("normalizer")
     copy["normalizer"] = None if isinstance(normalizer, dict) and is_prepend(normalizer) else strip(normalizer)
     return copy, scheme
+
+
+def _cuts_at_spaces(data: Mapping[str, Any]) -> bool:
+    """Whether no word of this tokenizer runs over a space: its pre-tokenizer is one that is known, its normalizer NFC at most."""
+    normalizer, steps = data.get("normalizer"), data.get("pre_tokenizer")
+    if normalizer is not None and normalizer.get("type") != "NFC":
+        return False
+    if not isinstance(steps, dict):
+        return False
+    for step in steps.get("pretokenizers", []) if steps.get("type") == "Sequence" else [steps]:
+        pattern = step.get("pattern")
+        known = (
+            step.get("type") == "Digits"
+            or (step.get("type") == "ByteLevel" and not step.get("add_prefix_space"))
+            or (step.get("type") == "Split" and step.get("behavior") == "Isolated" and (pattern or {}).get("Regex") in KNOWN_PATTERNS)
+        )
+        if not known:
+            return False
+    return any(
+        step["type"] == "Split" or step.get("use_regex", True) for step in _walk(steps) if step.get("type") in ("Split", "ByteLevel")
+    )
 
 
 def _processor_starts_with_control(data: Mapping[str, Any]) -> bool:

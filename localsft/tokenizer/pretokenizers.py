@@ -80,6 +80,9 @@ _FAMILIES: tuple[tuple[tuple[str, ...], PreTokenizer], ...] = (
 )
 
 
+KNOWN_PATTERNS = frozenset(pattern for _, pretokenizer in _FAMILIES for pattern in pretokenizer.patterns)
+
+
 def find_pretokenizer(name: str) -> PreTokenizer:
     """The pre-tokenizer that ``tokenizer.ggml.pre`` names.
 
