@@ -10,6 +10,7 @@ import numpy as np
 
 from localsft.batch import PackedBatch
 from localsft.engine.base import Engine
+from localsft.engine.distributed import ALONE, Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,11 @@ class Score:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def evaluate(engine: Engine, batches: Iterable[PackedBatch]) -> Score:
-    """Scores every target of every batch, once. Sums are float64, so that the order of batches hardly matters."""
+def evaluate(engine: Engine, batches: Iterable[PackedBatch], team: Team = ALONE) -> Score:
+    """Scores every target of every batch, once. Sums are float64, so that the order of batches hardly matters.
+
+    In a ``team`` the batches are this rank's share, and the score is that of all shares.
+    """
     loss = hits = weight = 0.0
     targets = 0
     for batch in batches:
@@ -37,6 +41,7 @@ def evaluate(engine: Engine, batches: Iterable[PackedBatch]) -> Score:
         hits += float(np.dot(weights, correct))
         weight += float(weights.sum())
         targets += batch.n_targets
+    loss, hits, weight, counted = team.total(loss, hits, weight, targets)
     if not weight:
         return Score(math.nan, math.nan, 0.0, 0)
-    return Score(loss / weight, hits / weight, weight, targets)
+    return Score(loss / weight, hits / weight, weight, int(counted))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from localsft.checkpoint import newest_checkpoint
 from localsft.config import TrainConfig, resolve
+from localsft.engine.distributed import ALONE, Team
 from localsft.errors import InputError, Refused, UsageError
 from localsft.plan import count_work
 from localsft.runs import Run
-from localsft.session import Examples, LoadedModel, fingerprint, open_fitting
+from localsft.session import Examples, LoadedModel, check_team, fingerprint, open_fitting
 from localsft.train import Trainer
 
 
@@ -21,7 +22,9 @@ def recorded_config(run: Run) -> TrainConfig:
     return resolve(config, origin=str(run.path / "run.json"))
 
 
-def resume_trainer(run: Run, config: TrainConfig, model: LoadedModel, examples: Examples, cache: Path | None) -> tuple[Trainer, list[str]]:
+def resume_trainer(
+    run: Run, config: TrainConfig, model: LoadedModel, examples: Examples, cache: Path | None, team: Team = ALONE
+) -> tuple[Trainer, list[str]]:
     """A trainer that goes on where the newest valid checkpoint stands, and why newer ones were passed over.
 
     What the run wrote to metrics.jsonl after that checkpoint is taken back. Raises ``Refused`` when the base model or the examples
@@ -37,9 +40,11 @@ def resume_trainer(run: Run, config: TrainConfig, model: LoadedModel, examples: 
     if checkpoint is None:
         raise InputError(f"{run.path} has no valid checkpoint to go on from; start a new run" + "".join(f" ({why})" for why in skipped))
     engine, config, _ = open_fitting(config, model, count_work(examples.train, examples.valid, config), cache)
-    trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref)
+    trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref, team=team)
     trainer.resume(checkpoint)
     if trainer.totals.step >= trainer.plan.steps:
         raise UsageError(f"{run.path} is finished: all {trainer.plan.steps} steps are done")
-    run.keep_metrics(trainer.totals.step)
+    check_team(team, config, model, examples, trainer.totals.step)
+    if team.rank == 0:
+        run.keep_metrics(trainer.totals.step)
     return trainer, skipped

@@ -24,6 +24,7 @@ from localsft.data.render import chat_template
 from localsft.data.template import ChatTemplate
 from localsft.engine import open_engine
 from localsft.engine.base import BatchSize, Engine
+from localsft.engine.distributed import ALONE, Team
 from localsft.errors import InputError
 from localsft.plan import Fit, Work, count_work, fit_memory, measure_speed
 from localsft.runs import Run
@@ -169,19 +170,44 @@ def examine(config: TrainConfig, model: LoadedModel, examples: Examples) -> dict
 
 
 def make_trainer(
-    config: TrainConfig, model: LoadedModel, examples: Examples, make_run: Callable[[], Run], cache: Path | None = None
+    config: TrainConfig,
+    model: LoadedModel,
+    examples: Examples,
+    make_run: Callable[[], Run],
+    cache: Path | None = None,
+    team: Team = ALONE,
 ) -> Trainer:
     """The engine and the loop; then makes the run folder and writes run.json, so that what can't start leaves none behind.
+
+    In a team only rank 0 has a run folder; that all ranks were given the same is checked first.
 
     Raises Refused where the run would not fit the machine's memory.
     """
     if not examples.train:
         raise InputError("there is no training example with a supervised token; see what was left out and why")
     engine, config, _ = open_fitting(config, model, count_work(examples.train, examples.valid, config), cache)
-    run = make_run()
-    trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref)
-    run.write_info(run_info(config, model, examples, engine, trainer.plan))
+    check_team(team, config, model, examples, 0)
+    run = make_run() if team.rank == 0 else Run(Path("(on rank 0)"))
+    trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref, team=team)
+    if team.rank == 0:
+        run.write_info(run_info(config, model, examples, engine, trainer.plan))
     return trainer
+
+
+def check_team(team: Team, config: TrainConfig, model: LoadedModel, examples: Examples, step: int) -> None:
+    """Raises InputError where the ranks were not given the same. Memory, threads, engines and folders may differ."""
+    if team.size == 1:
+        return
+    settings = to_dict(config)
+    for own in ("engine", "threads", "out", "model", "data"):
+        settings.pop(own, None)
+    team.check_same({
+        "base model": model.base.hash,
+        "set of training examples": b"".join(map(_hash, examples.train)).hex(),
+        "set of validation examples": b"".join(map(_hash, examples.valid)).hex(),
+        "configuration": repr(settings),
+        "checkpoint to go on from": str(step),
+    })  # fmt: skip
 
 
 def run_info(config: TrainConfig, model: LoadedModel, examples: Examples, engine: Engine, plan: Plan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from localsft.checkpoint import BaseRef, Checkpoint, save_adapter, save_checkpoi
 from localsft.config import TrainConfig
 from localsft.data.pack import epoch_order, pack_eval, pack_step
 from localsft.engine.base import Engine
+from localsft.engine.distributed import ALONE, Team, TeamLost
 from localsft.errors import InputError, LocalsftError
 from localsft.evaluate import Score, evaluate
 from localsft.runs import Run
@@ -113,7 +114,10 @@ class Plan:
 
 @dataclass(slots=True)
 class Trainer:
-    """One run: the engine it drives, the examples, where it is written, and how far it is."""
+    """One run: the engine it drives, the examples, where it is written, how far it is, and who else works on it.
+
+    Every rank of a team goes through the same steps; rank 0 writes.
+    """
 
     engine: Engine
     config: TrainConfig
@@ -122,6 +126,7 @@ class Trainer:
     run: Run
     base: BaseRef
     totals: Totals = field(default_factory=Totals)
+    team: Team = ALONE
 
     @property
     def plan(self) -> Plan:
@@ -136,34 +141,47 @@ class Trainer:
         self.totals = Totals(**{name: checkpoint.loop[name] for name in Totals.__slots__})
 
     def events(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """Train to the end, or until ``stop()`` says so between two steps; then a checkpoint is written first."""
+        """Train to the end, or until ``stop()`` says so between two steps; then a checkpoint is written first.
+
+        In a team all ranks go through the same events; that any is asked to stop stops all. Raises TeamLost, with a checkpoint
+        written, when a rank has gone.
+        """
         if not self.train:
             raise InputError("there is no training example with a supervised token; see what was left out and why")
+        try:
+            yield from self._events(stop)
+        except TeamLost as error:
+            saved = self._checkpoint(interrupted=True)
+            raise TeamLost(f"{error}; step {saved.step} is saved in {saved.path}: see to that machine and run localsft resume") from error
+
+    def _events(self, stop: Callable[[], bool]) -> Iterator[Event]:
+        self.team.follow_rank_0(self.engine)
         valid = self._pack_valid()
+        judged = self.team.any(bool(valid))
         plan, totals = self.plan, self.totals
-        if totals.step == 0 and valid:
+        if totals.step == 0 and judged:
             yield self._validate(valid)
         while totals.step < plan.steps:
-            if stop():
+            if self.team.any(stop()):
                 yield self._checkpoint(interrupted=True)
                 yield Finished("interrupted", totals)
                 return
             yield self._step(plan)
             last, epoch_end = totals.step == plan.steps, totals.step % plan.per_epoch == 0
-            if valid and (last or (totals.step % self.config.eval_every == 0 if self.config.eval_every else epoch_end)):
+            if judged and (last or (totals.step % self.config.eval_every == 0 if self.config.eval_every else epoch_end)):
                 yield self._validate(valid)
             if last or (totals.step % self.config.save_every == 0 if self.config.save_every else epoch_end):
                 yield self._checkpoint(interrupted=False)
             if self.config.patience is not None and totals.since_best >= self.config.patience:
                 yield Finished("patience", totals)
                 return
-        if not valid:
-            save_adapter(self.run.adapter, self.engine.adapter(), self.config.lora, self.base)
+        if not judged:
+            self._save_adapter()
         yield Finished("done", totals)
 
     def _pack_valid(self) -> list[PackedBatch]:
         data = self.config.data
-        return pack_eval(self.valid, data.tokens_per_pack, pack=data.pack, share_prefix=data.share_prefix)
+        return pack_eval(self.team.share(self.valid), data.tokens_per_pack, pack=data.pack, share_prefix=data.share_prefix)
 
     def _step(self, plan: Plan) -> Step:
         started = time.perf_counter()
@@ -173,9 +191,14 @@ class Trainer:
         chosen = [self.train[i] for i in order[index * config.batch_size : (index + 1) * config.batch_size]]
         loss = LossSum()
         computed = 0
-        for batch in pack_step(chosen, config.data.tokens_per_pack, pack=config.data.pack, share_prefix=config.data.share_prefix):
+        mine = self.team.share(chosen)
+        for batch in pack_step(mine, config.data.tokens_per_pack, pack=config.data.pack, share_prefix=config.data.share_prefix):
             loss += self.engine.accumulate(batch)
             computed += batch.n_tokens
+        if self.team.size > 1:
+            self.engine.pool(self.team.sum)
+            total, weight, tokens_computed = self.team.total(loss.loss, loss.weight, computed)
+            loss, computed = LossSum(total, weight), int(tokens_computed)
         lr = learning_rate(config.optim, totals.step + 1, plan.steps)
         norm = self.engine.step(lr)
         seconds = time.perf_counter() - started
@@ -196,7 +219,7 @@ class Trainer:
             totals.step, plan.steps, totals.step / plan.per_epoch, loss.mean, loss.weight, lr, norm, tokens, computed, seconds, applied
         )
         record = {key: value for key, value in asdict(event).items() if key not in ("steps", "computed", "applied")}
-        self.run.append_metrics(record | {"tokens_computed": computed} | ({} if applied else {"skipped": True}))
+        self._record(record | {"tokens_computed": computed} | ({} if applied else {"skipped": True}))
         if totals.bad_in_a_row >= BAD_STEPS_IN_A_ROW:
             raise LocalsftError(
                 f"step {totals.step}: the loss or its gradient was not finite {BAD_STEPS_IN_A_ROW} steps in a row, and none of them was "
@@ -207,26 +230,35 @@ class Trainer:
     def _validate(self, batches: Sequence[PackedBatch]) -> Validated:
         started = time.perf_counter()
         totals = self.totals
-        score = evaluate(self.engine, batches)
+        score = evaluate(self.engine, batches, self.team)
         best = totals.best_valid_loss is None or score.loss < totals.best_valid_loss
         if totals.step == 0:
             totals.base_valid_loss, totals.base_valid_accuracy = score.loss, score.accuracy
         if best:
             totals.best_valid_loss, totals.best_valid_accuracy = score.loss, score.accuracy
             totals.best_step, totals.since_best = totals.step, 0
-            save_adapter(self.run.adapter, self.engine.adapter(), self.config.lora, self.base)
+            self._save_adapter()
         else:
             totals.since_best += 1
         record: dict[str, Any] = {"step": totals.step, "epoch": totals.step / self.plan.per_epoch}
-        self.run.append_metrics(record | {"valid_loss": score.loss, "valid_token_accuracy": score.accuracy})
+        self._record(record | {"valid_loss": score.loss, "valid_token_accuracy": score.accuracy})
         return Validated(totals.step, score, best, time.perf_counter() - started)
 
     def _checkpoint(self, *, interrupted: bool) -> Checkpointed:
         path = self.run.checkpoints / f"step-{self.totals.step:07d}"
         engine = self.engine
-        save_checkpoint(path, engine.adapter(), engine.optimizer_state(), asdict(self.totals), self.config.lora, self.base)
-        self._drop_old_checkpoints()
+        if self.team.rank == 0:
+            save_checkpoint(path, engine.adapter(), engine.optimizer_state(), asdict(self.totals), self.config.lora, self.base)
+            self._drop_old_checkpoints()
         return Checkpointed(self.totals.step, str(path), interrupted)
+
+    def _save_adapter(self) -> None:
+        if self.team.rank == 0:
+            save_adapter(self.run.adapter, self.engine.adapter(), self.config.lora, self.base)
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        if self.team.rank == 0:
+            self.run.append_metrics(record)
 
     def _drop_old_checkpoints(self) -> None:
         import shutil

@@ -6,6 +6,7 @@ import click
 
 from localsft.cli.command import ExampleCommand
 from localsft.cli.output import say
+from localsft.cli.team import joined_team
 
 
 @click.command(cls=ExampleCommand, name="resume", example="localsft resume runs/2026-11-22-tickets-1")
@@ -23,10 +24,11 @@ def command(run: str, as_json: bool) -> None:
 
     opened = open_run(run)
     config = recorded_config(opened)
-    model = open_model(config.model)
-    examples = load_examples(config, model)
-    report_examples(examples)
-    trainer, skipped = resume_trainer(opened, config, model, examples, frozen_cache())
-    for why in skipped:
-        say(f"passed over: {why}")
-    carry_out(trainer, as_json)
+    with joined_team() as team:
+        model = open_model(config.model)
+        examples = load_examples(config, model)
+        report_examples(examples)
+        trainer, skipped = resume_trainer(opened, config, model, examples, frozen_cache(), team)
+        for why in skipped:
+            say(f"passed over: {why}")
+        carry_out(trainer, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from localsft.cli.command import ExampleCommand, given_settings, setting_options
 from localsft.cli.models import download_bar
 from localsft.cli.output import megabytes, say, write_json
+from localsft.cli.team import joined_team
 from localsft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,26 +36,22 @@ def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: 
     The run folder gets run.json, metrics.jsonl, checkpoints and the best adapter.
     """
     from localsft.config import read_toml, resolve
-    from localsft.session import load_examples
+    from localsft.runs import create
+    from localsft.session import load_examples, make_trainer
 
     given = given_settings(values) | ({} if data is None else {"data.path": data})
     config = resolve(read_toml(config_file) if config_file else {}, given)
     if not config.data.path:
         raise UsageError("there is no DATA to train on; give a .jsonl file or a folder: localsft train FILE")
-    model = open_model(config.model)
-    examples = load_examples(config, model)
-    report_examples(examples)
-    if dry_run:
-        dry_run_report(config, examples, as_json)
-        return
-    train(config, model, examples, as_json)
-
-
-def train(config: TrainConfig, model: LoadedModel, examples: Examples, as_json: bool) -> None:
-    from localsft.runs import create
-    from localsft.session import make_trainer
-
-    carry_out(make_trainer(config, model, examples, lambda: create(config.out, config.data.path), cache=frozen_cache()), as_json)
+    with joined_team() as team:
+        model = open_model(config.model)
+        examples = load_examples(config, model)
+        report_examples(examples)
+        if dry_run:
+            dry_run_report(config, examples, as_json)
+            return
+        make_run = partial(create, config.out, config.data.path)
+        carry_out(make_trainer(config, model, examples, make_run, cache=frozen_cache(), team=team), as_json)
 
 
 def carry_out(trainer: Trainer, as_json: bool) -> None:
@@ -62,9 +60,14 @@ def carry_out(trainer: Trainer, as_json: bool) -> None:
 
     run, info = trainer.run, trainer.engine.info
     say(f"run {run.path}: steps {trainer.totals.step + 1} to {trainer.plan.steps} on the {info.name} engine ({info.isa})")
+    if trainer.team.size > 1:
+        say(f"  {trainer.team.size} ranks train together, each on its share of every step")
+    if packing := info.details.get("packing"):
+        say(f"  {packing}")
     reason = follow(trainer)
     document = result(trainer)
-    run.write_info(run.info() | {"result": document | {"reason": reason}})
+    if trainer.team.rank == 0:
+        run.write_info(run.info() | {"result": document | {"reason": reason}})
     say(summary(document))
     if as_json:
         write_json(document)

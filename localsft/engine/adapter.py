@@ -114,6 +114,12 @@ def fitting(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, Shape], wh
     return {name: np.array(tensors[name], np.float32) for name in shapes}
 
 
+def split_like(flat: Float32, tensors: Sequence[NDArray[Any]]) -> list[Float32]:
+    """The parts of a flat array in the shapes of ``tensors``, in their order."""
+    ends = np.cumsum([tensor.size for tensor in tensors])
+    return [part.reshape(tensor.shape) for part, tensor in zip(np.split(flat, ends[:-1]), tensors, strict=True)]
+
+
 def optimizer_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Names and shapes of AdamW's state: ``step`` (), the count of steps done; ``m.NAME`` and ``v.NAME``, the moments."""
     return {"step": ()} | {f"{moment}.{name}": shape for moment in "mv" for name, shape in shapes.items()}

@@ -6,7 +6,7 @@ They share adapter names and shapes (mlx-lm's), so either resumes or evaluates w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -62,6 +62,12 @@ class Engine(Protocol):
 
     def accumulate(self, batch: PackedBatch) -> LossSum:
         """Add the gradient of Σ w·CE over the batch's targets; return Σ w·CE (nats) and Σ w."""
+
+    def pool(self, total: Callable[[Float32], Float32]) -> None:
+        """Put the sum over several machines in place of what was accumulated: gradient, Σ w, and whether every loss was finite.
+
+        ``total``: a flat float32 array -> its sum over the machines. Tensors lie in it in the order of their names.
+        """
 
     def step(self, lr: float) -> float:
         """Divide the accumulated gradient by the accumulated weight, clip, apply AdamW; return the norm before clipping.

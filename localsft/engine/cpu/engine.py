@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from localsft.batch import Float32, Int32, LossSum, PackedBatch
 from localsft.config import LoraConfig, OptimConfig
-from localsft.engine.adapter import fitting, initial_adapter, optimizer_shapes
+from localsft.engine.adapter import fitting, initial_adapter, optimizer_shapes, split_like
 from localsft.engine.base import BatchSize, EngineInfo, Generated, Sampling
 from localsft.engine.cpu.build import build_model
 from localsft.engine.cpu.decode import generate
@@ -78,6 +78,14 @@ class CpuEngine:
         self._weight += batch.weight
         self._loss_finite &= math.isfinite(loss)
         return LossSum(loss, batch.weight)
+
+    def pool(self, total: Callable[[Float32], Float32]) -> None:
+        values = self.parameters
+        mine = [*values.export(values.gradient).values(), np.array([self._weight, not self._loss_finite], np.float32)]
+        *pooled, rest = split_like(total(np.concatenate([x.ravel() for x in mine])), mine)
+        for name, gradient in zip(values.shapes, pooled, strict=True):
+            values.view(values.gradient, name)[...] = gradient.T if name.endswith(".lora_a") else gradient
+        self._weight, self._loss_finite = float(rest[0]), not rest[1]
 
     def step(self, lr: float) -> float:
         values = self.parameters

@@ -7,7 +7,7 @@ step, and the counts of steps and passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from localsft.batch import Float32, Int32, LossSum, PackedBatch
 from localsft.config import LoraConfig, OptimConfig
-from localsft.engine.adapter import adapter_shapes, fitting, initial_adapter, optimizer_shapes
+from localsft.engine.adapter import adapter_shapes, fitting, initial_adapter, optimizer_shapes, split_like
 from localsft.engine.base import BatchSize, EngineInfo, Generated, Sampling
 from localsft.engine.mlx.adamw import Tensors, adamw, squared_norm
 from localsft.engine.mlx.checkpointed import Checkpointed
@@ -114,6 +114,12 @@ class MlxEngine:
         self._weight += batch.weight
         self._loss_finite &= math.isfinite(total)
         return LossSum(total, batch.weight)
+
+    def pool(self, total: Callable[[Float32], Float32]) -> None:
+        mine = [*_to_numpy(self._gradient).values(), np.array([self._weight, not self._loss_finite], np.float32)]
+        *pooled, rest = split_like(total(np.concatenate([x.ravel() for x in mine])), mine)
+        self._gradient = {name: mx.array(gradient) for name, gradient in zip(self._gradient, pooled, strict=True)}
+        self._weight, self._loss_finite = float(rest[0]), not rest[1]
 
     def step(self, lr: float) -> float:
         gradient, weight, finite = self._gradient, self._weight, self._loss_finite
