@@ -52,23 +52,27 @@ def command(run: str, target: str, out: Path, push: str | None, as_json: bool, *
     What was written is read back and compared with what was trained; where it is not the same model nothing is left behind and the
     exit code is 1. A merge that would lose the adapter by rounding is refused with exit code 3. localsft.json in DIR holds the proof.
     """
-    from localsft.export.merge import MERGE_TARGETS, export_merged
+    from localsft.export.merge import DEFAULT_TYPES, MERGE_TARGETS, export_merged
+    from localsft.export.runtimes import runtime_checks_of
     from localsft.export.write import export_adapter
 
     check_options(target, options)
     source = open_export_source(run, options["model"], options["base_model"], options["engine"])
     if target in MERGE_TARGETS:
+        kind = options["kind"] or DEFAULT_TYPES[target]
         proof = export_merged(
             source,
-            target,  # type: ignore[arg-type]  # click has checked it
+            target,
             out,
-            options["kind"],
+            kind,
             tokenizer_from=options["tokenizer"],
             system=options["system"],
             hub_layout=push is not None,
+            runtime_checks=runtime_checks_of(target, source, kind),
         )
     else:
-        proof = export_adapter(source, target, out, hub_layout=push is not None)  # type: ignore[arg-type]
+        checks = runtime_checks_of(target, source)
+        proof = export_adapter(source, target, out, hub_layout=push is not None, runtime_checks=checks)  # type: ignore[arg-type]
     show(proof, as_json)
     say(f"exported to {out}")
     if push:

@@ -21,9 +21,12 @@ def command(folder: Path, run: str | None, model: str | None, engine: str, as_js
     """Check the export in DIR again: files, updates, logits, prompts. Exit code 1 if it is not the trained model."""
     from localsft.export.again import verify_folder
     from localsft.export.proof import read_proof
+    from localsft.export.runtimes import runtime_checks_of
 
-    named = trained_from(read_proof(folder)) if run is None else run
-    proof = verify_folder(folder, open_export_source(named, model, engine=engine))
+    document = read_proof(folder)
+    source = open_export_source(trained_from(document) if run is None else run, model, engine=engine)
+    runtime = runtime_checks_of(str(document.get("target")), source, str(document.get("type", "")))
+    proof = verify_folder(folder, source, runtime)
     show(proof, as_json)
     say(f"{folder} is the trained model" if proof.holds else f"{folder} is NOT the trained model")
     if not proof.holds:

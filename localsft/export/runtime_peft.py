@@ -1,0 +1,56 @@
+"""Runs token ids through transformers, with a PEFT adapter or without, for the proof of an export: ``python runtime_peft.py REQUEST.json``.
+
+Stands by itself, so that it also runs in an environment without localsft. The request: {model, adapter, prompts, max_tokens,
+stop_ids, conversations, logits, base_logits}. Writes the logits after each prompt as float32 (prompts, V) to the files ``logits`` and
+``base_logits``, and one JSON document to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    import torch
+    import transformers
+
+    request = json.loads(Path(sys.argv[1]).read_text())
+    folder, prompts = request["model"], request["prompts"]
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    version = f"transformers {transformers.__version__}"
+    if request.get("adapter"):
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, request["adapter"])
+        version += f", peft {peft.__version__}"
+    model.eval()
+
+    @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
+    def last_logits() -> Any:
+        return torch.stack([model(torch.tensor([prompt])).logits[0, -1].float() for prompt in prompts]).numpy()
+
+    if request.get("base_logits"):
+        with model.disable_adapter():
+            last_logits().tofile(request["base_logits"])
+    last_logits().tofile(request["logits"])
+    generated = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        stops = request["stop_ids"]
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=request["max_tokens"], eos_token_id=stops,
+            pad_token_id=stops[0], temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
+        )  # fmt: skip
+        generated.append(out[0, len(prompt) :].tolist())
+    rendered = None
+    if (Path(folder) / "tokenizer_config.json").is_file():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        rendered = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in request["conversations"]]
+    json.dump({"version": version, "generated": generated, "rendered": rendered}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
