@@ -42,13 +42,6 @@ struct Target {
   int64_t add_stride;
 };
 
-// What a tile of logits says about a row.
-struct HeadPartial {
-  float sum;       // Σ exp(logit - shift) without the target
-  float max;       // the largest logit without the target
-  int32_t beaten;  // the target is in this tile, and an earlier logit is as large or a later one is larger
-};
-
 struct GemmTable {
   int step;        // columns or rows of the reduction in a unit: 1 or 2
   int tile_rows;   // rows of the register tile
@@ -75,11 +68,10 @@ struct GemmTable {
   // out (columns,) = row `row` of m as floats.
   void (*row)(const Matrix* m, int64_t row, float* out);
 
-  // A (rows <= tile_rows, columns) tile of logits, of the columns [first, first + columns) of all: e = exp(logit -
-  // shift) of its row, 0 in the row's target column; overwrites the logits, whose rows hold a multiple of 32 floats.
-  // `packed`, if not null: e as a packed row tile, (steps of the columns, tile_rows) units.
-  void (*head_tile)(float* logits, int64_t stride, int rows, int columns, int64_t first, const float* shifts,
-                    const int32_t* targets, HeadPartial* partials, uint32_t* packed);
+  // max and Σ exp(x - max) over n floats.
+  void (*softmax_stats)(const float* x, int64_t n, float* max, float* sum);
+  // x = weight·exp(x - log_sum) in place.
+  void (*softmax_scale)(float* x, int64_t n, float log_sum, float weight);
 
   // out (rank, columns) += scale·sᵀ·x: s float (rows, rank), x act (rows, columns), the strides in elements.
   void (*outer)(const void* x, int64_t x_stride, const float* s, int64_t s_stride, int64_t rank, int64_t rows,
