@@ -2,7 +2,7 @@
 
 Stands by itself, so that it also runs in an environment without localsft. The request: {model, adapter, prompts, max_tokens,
 stop_ids, conversations, logits, base_logits}. Writes the logits after each prompt as float32 (prompts, V) to the files ``logits`` and
-``base_logits``, and one JSON document to stdout.
+``base_logits``, and one JSON document to the file ``result``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     if (Path(folder) / "tokenizer_config.json").is_file():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         rendered = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in request["conversations"]]
-    json.dump({"version": version, "generated": generated, "rendered": rendered}, sys.stdout)
+    Path(request["result"]).write_text(json.dumps({"version": version, "generated": generated, "rendered": rendered}))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def run_runtime(runtime: Runtime, subject: Subject, prompts: Sequence[Sequence[i
         "threads": max(1, subject.engine.info.threads),
         "logits": str(folder / "logits.f32"),
         "base_logits": str(folder / "base.f32") if subject.adapter else None,
+        "result": str(folder / "result.json"),
     }
     (folder / "request.json").write_bytes(orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY))
     try:
@@ -115,7 +116,8 @@ def run_runtime(runtime: Runtime, subject: Subject, prompts: Sequence[Sequence[i
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise LocalsftError(f"{runtime.name} failed: {next(iter(reversed(lines)), f'exit code {done.returncode}')[:300]}")
-    document: dict[str, Any] = orjson.loads(done.stdout[done.stdout.index("{") :])
+    result = folder / "result.json"  # Node's script says it on stdout instead
+    document: dict[str, Any] = orjson.loads(result.read_bytes() if result.exists() else done.stdout[done.stdout.index("{") :])
     for key in ("logits", "base_logits"):
         document[key] = np.fromfile(request[key], np.float32).reshape(len(prompts), -1) if request[key] else None
     return document

@@ -2,7 +2,7 @@
 
 Nothing of our engine takes part: the model comes from mlx-lm's loader, the adapter from its ``load_adapters``, decoding from its
 ``generate_step``. The request: {model, adapter, prompts, max_tokens, stop_ids, conversations, logits, base_logits}. Writes the logits after
-each prompt as float32 (prompts, V) to the files ``logits`` and ``base_logits``, and one JSON document to stdout.
+each prompt as float32 (prompts, V) to the files ``logits`` and ``base_logits``, and one JSON document to the file ``result``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
             list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
             for messages in request["conversations"]
         ]
-    json.dump({"version": __version__, "generated": generated, "rendered": rendered}, sys.stdout)
+    Path(request["result"]).write_text(json.dumps({"version": __version__, "generated": generated, "rendered": rendered}))
 
 
 if __name__ == "__main__":
