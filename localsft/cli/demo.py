@@ -118,7 +118,7 @@ def show(questions: list[Question], before: list[Answer], after: list[Answer], d
     from rich.text import Text
 
     table = Table(box=box.ROUNDED, show_lines=True, expand=True)
-    for title in ("question, not in the training data", "base model", "tuned model", "written by a person"):
+    for title in ("question, not in the training data", "base model", "tuned model", "the written answer"):
         table.add_column(title, ratio=1)
     for question, base, tuned in zip(questions, before, after, strict=True):
         table.add_row(*[Text(visible(cell)) for cell in (question.text, _shown(base), _shown(tuned), question.written)])
