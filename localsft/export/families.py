@@ -110,6 +110,11 @@ def linears(base: BaseModel) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if ".layers." in f".{name}" and len(shape) >= 2}
 
 
+def layer_of(module: str) -> int:
+    """The number in a linear's name; 0 where there is none."""
+    return next((int(part) for part in module.split(".") if part.isdigit()), 0)
+
+
 def named(items: Sequence[str], limit: int = 3) -> str:
     """ "a, b, c and 4 more"."""
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

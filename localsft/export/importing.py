@@ -10,7 +10,7 @@ from localsft.checkpoint import ADAPTER_FILE, save_adapter
 from localsft.config import LINEARS, LoraConfig
 from localsft.engine.adapter import adapter_shapes, fitting
 from localsft.errors import InputError, Refused
-from localsft.export.families import linears, named
+from localsft.export.families import layer_of, linears, named
 from localsft.export.gguf import read_gguf_lora
 from localsft.export.lowrank import Update, mlx_tensors
 from localsft.export.mlx import read_mlx
@@ -75,8 +75,8 @@ def lora_of(updates: Mapping[str, Update], model: LoadedModel, path: Path, dropo
     some = next(iter(updates.values()))
     alpha = some.scale * (some.rank**0.5 if rslora else some.rank)
     shapes = linears(model.base)
-    layer_of = {name: _layer(name) for name in shapes}
-    lowest = min(layer_of[name] for name in updates)
+    layers = {name: layer_of(name) for name in shapes}
+    lowest = min(layers[name] for name in updates)
     kinds = {name.rpartition(".")[2] for name in updates}
     every = {name.rpartition(".")[2] for name in shapes}
     targets = LINEARS if kinds == every else tuple(kind for kind in LINEARS if kind in kinds)
@@ -90,14 +90,10 @@ def lora_of(updates: Mapping[str, Update], model: LoadedModel, path: Path, dropo
         variant="rslora" if rslora else "lora",
     )
     wanted = {
-        name for name in shapes if layer_of[name] >= lowest and name.rpartition(".")[2] in (set(targets) if targets != LINEARS else every)
+        name for name in shapes if layers[name] >= lowest and name.rpartition(".")[2] in (set(targets) if targets != LINEARS else every)
     }
     if wanted != set(updates):
         missing, extra = sorted(wanted - set(updates)), sorted(set(updates) - wanted)
         what = f"it lacks {named(missing)}" if missing else f"{named(extra)} can't be chosen with --targets"
         raise InputError(f"{path}: its linears are not the same ones in each of the last layers ({what}), so no run can continue it")
     return lora
-
-
-def _layer(name: str) -> int:
-    return next((int(part) for part in name.split(".") if part.isdigit()), 0)

@@ -17,10 +17,11 @@ from localsft.data.conversation import Message
 from localsft.data.pack import pack_step
 from localsft.data.render import render_prompt
 from localsft.errors import InputError, Refused
-from localsft.export.families import linears
+from localsft.export.families import layer_of, linears
 from localsft.export.lowrank import Update, adapter_updates
 from localsft.runs import Run
 from localsft.session import LoadedModel, fingerprint, load_examples
+from localsft.weights.names import LLAMA_LIKE
 
 PROBES = 16
 TOKENS_PER_PACK = 2048
@@ -146,10 +147,11 @@ def check_fit(updates: Mapping[str, Update], model: LoadedModel, where: Path) ->
     """All that is wrong with an adapter on this base, in one InputError: unknown linears, shapes, mixed ranks, no effect."""
     shapes = linears(model.base)
     problems = []
-    known = any(module in shapes for module in updates)
+    config = model.base.config
+    exact = config.model_type in LLAMA_LIKE  # other families' folders may keep a linear under another name than the engine's
     for module, update in updates.items():
         if module not in shapes:
-            if known or model.base.config.model_type == "llama":
+            if exact or layer_of(module) >= config.n_layers:
                 problems.append(f"{module} is not in the base")
         elif update.shape != shapes[module]:
             problems.append(f"{module} is {update.shape}, the base's {shapes[module]}")

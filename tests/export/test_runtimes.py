@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from tiny import gguf_base, hf_base, source_of, trained
 
-from localsft.config import LoraConfig
+from localsft.config import LoraConfig, OptimConfig
+from localsft.engine import open_engine
 from localsft.export import runtimes
 from localsft.export.hf_files import write_gguf_tokenizer
 from localsft.export.merge import export_merged
@@ -48,7 +49,8 @@ def skip_without(target: str) -> None:
 
 
 def prove(tmp_path: Path, source: Source, target: Any) -> list[Any]:
-    checks = adapter_runtime_checks(target, source, open_source_engine(source))
+    engine = open_engine(source.engine, source.model.base, source.adapter.lora, OptimConfig(), threads=1)
+    checks = adapter_runtime_checks(target, source, engine)
     proof = export_adapter(source, target, tmp_path / "out", runtime_checks=checks)
     mine = [check for check in proof.checks if ": " in check.name]
     assert {check.name.partition(": ")[2] for check in mine} == {"effect", "text", "prompts"}
