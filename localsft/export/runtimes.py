@@ -70,9 +70,9 @@ def peft_runtime(adapter: bool = True) -> Runtime | None:
     """transformers and PEFT of this environment, or of the Python that LOCALSFT_PEFT_PYTHON names."""
     script = str(Path(__file__).with_name("runtime_peft.py"))
     if python := os.environ.get("LOCALSFT_PEFT_PYTHON"):
-        return Runtime("transformers", (python, script))
+        return Runtime("transformers", (python, "-I", script))  # -I: else peft would be the module of that name beside the script
     needed = ("torch", "transformers", *(("peft",) if adapter else ()))
-    return None if any(find_spec(name) is None for name in needed) else Runtime("transformers", (sys.executable, script))
+    return None if any(find_spec(name) is None for name in needed) else Runtime("transformers", (sys.executable, "-I", script))
 
 
 @dataclass(frozen=True, slots=True)
