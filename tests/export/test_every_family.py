@@ -1,0 +1,67 @@
+"""Every family that the mlx engine trains, as tiny random models: exported and proven, or refused by name."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import V, loaded
+
+pytest.importorskip("mlx_lm", reason="the mlx engine, which runs these families, needs mlx-lm")
+sys.path.append(str(Path(__file__).parents[1] / "engine" / "mlx"))
+
+from families import ALONE, PACKED, SINGLE, config_of
+from test_families import write_model
+
+from localsft.checkpoint import BaseRef, save_adapter
+from localsft.config import LoraConfig, OptimConfig
+from localsft.engine.mlx.engine import MlxEngine
+from localsft.errors import UsageError
+from localsft.export.families import FAMILIES, import_gguf
+from localsft.export.source import Source, open_source
+from localsft.export.verify import check_adapter
+from localsft.export.write import WRITERS
+from localsft.weights.load import load_base
+
+# Run every time: permuted or not, fused, experts, norms of queries and keys, and one that only mlx can express.
+OFTEN = ("mixtral", "gemma3_text", "phi3", "smollm3", "granite", "deepseek_v3")
+ALL = tuple(dict.fromkeys([*PACKED, *SINGLE, *ALONE]))
+LORA = LoraConfig(rank=3, alpha=6.0)
+
+
+def family_source(tmp_path: Path, family: str) -> tuple[Source, MlxEngine]:
+    base = load_base(write_model(tmp_path / "base", config_of(family) | {"vocab_size": V}))
+    engine = MlxEngine(base, LORA, OptimConfig())
+    rng = np.random.default_rng(0)
+    tensors = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in engine.shapes.items()}
+    save_adapter(tmp_path / "adapter", tensors, LORA, BaseRef("tiny", base.hash, base.config.n_layers))
+    source = open_source(tmp_path / "adapter", loaded(base), base_model="someone/tiny", engine="mlx")
+    return replace(source, probes=source.probes[:4]), engine
+
+
+@pytest.mark.parametrize("family", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ALL])
+def test_family(tmp_path: Path, family: str) -> None:
+    source, engine = family_source(tmp_path, family)
+    stacked = any(len(update.shape) > 2 for update in source.updates.values())
+    for target, write in WRITERS.items():
+        folder = tmp_path / target
+        folder.mkdir()
+        expressible = target == "mlx" or (family in FAMILIES and not (target == "peft" and stacked))
+        if not expressible:
+            with pytest.raises(UsageError, match="stacked experts" if family in FAMILIES else family):
+                write(folder, source)
+            continue
+        write(folder, source)
+        failed = [check for check in check_adapter(folder, target, source, engine) if not check.ok]
+        assert not failed, (target, failed)
+
+
+def test_every_architecture_is_known_to_the_gguf_package() -> None:
+    gguf = import_gguf()
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    for family, entry in FAMILIES.items():
+        table = gguf.get_tensor_name_map(numbers[entry.gguf], 2)
+        assert table.get_name("model.layers.1.self_attn.o_proj") == "blk.1.attn_output", family
