@@ -95,6 +95,7 @@ class TrainConfig:
     model: str = setting("smollm2-135m-instruct", "Base model: a catalogue name, a folder, a GGUF file, or a hub id.")
     engine: Literal["auto", "cpu", "mlx"] = setting("auto", "What computes: mlx on Apple GPUs, cpu anywhere.")
     out: str | None = setting(None, "Run folder. Default: a new one in runs/.")
+    init: str | None = setting(None, "Start from this adapter folder (of localsft import, or a run's adapter/), not from zero.")
     epochs: Count = setting(3, "Passes over the training data.")
     steps: Count | None = setting(None, "Number of optimizer steps, instead of epochs.")
     batch_size: Count = setting(8, "Examples in an optimizer step, however they are packed.")

@@ -16,7 +16,7 @@ import xxhash
 
 from localsft import __version__
 from localsft.batch import Example
-from localsft.checkpoint import BaseRef
+from localsft.checkpoint import BaseRef, load_adapter
 from localsft.config import TrainConfig, to_dict
 from localsft.data.load import LoadReport, Part, load_dataset, load_file
 from localsft.data.pack import pack_eval
@@ -25,7 +25,7 @@ from localsft.data.template import ChatTemplate
 from localsft.engine import open_engine
 from localsft.engine.base import BatchSize, Engine
 from localsft.engine.distributed import ALONE, Team
-from localsft.errors import InputError
+from localsft.errors import InputError, Refused, UsageError
 from localsft.plan import Fit, Work, count_work, fit_memory, measure_speed
 from localsft.runs import Run
 from localsft.tokenizer import Tokenizer, load_tokenizer
@@ -186,6 +186,8 @@ def make_trainer(
     if not examples.train:
         raise InputError("there is no training example with a supervised token; see what was left out and why")
     engine, config, _ = open_fitting(config, model, count_work(examples.train, examples.valid, config), cache)
+    if config.init is not None:
+        load_initial(engine, config, model)
     check_team(team, config, model, examples, 0)
     run = make_run() if team.rank == 0 else Run(Path("(on rank 0)"))
     trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref, team=team)
@@ -208,6 +210,23 @@ def check_team(team: Team, config: TrainConfig, model: LoadedModel, examples: Ex
         "configuration": repr(settings),
         "checkpoint to go on from": str(step),
     })  # fmt: skip
+
+
+def load_initial(engine: Engine, config: TrainConfig, model: LoadedModel) -> None:
+    """Give the engine the adapter that ``config.init`` names. Raises Refused for one of another base, with both names, and UsageError,
+    with the flags to give, where the run's LoRA settings are not the adapter's."""
+    saved = load_adapter(Path(str(config.init)))
+    if saved.base_hash and saved.base_hash != model.base.hash:
+        raise Refused(
+            f"{config.init} (--init) was trained on {saved.base_name or 'another model'} (sha256 {saved.base_hash[:12]}…), not on "
+            f"{model.name} (sha256 {model.base.hash[:12]}…); give --model the base that it was trained on"
+        )
+    theirs, ours = saved.lora, config.lora
+    differ = any(getattr(theirs, name) != getattr(ours, name) for name in ("rank", "layers", "variant"))
+    if differ or set(theirs.targets) != set(ours.targets) or abs(theirs.scale - ours.scale) > 1e-6 * theirs.scale:
+        flags = f"--rank {theirs.rank} --alpha {theirs.alpha:.9g} --layers {theirs.layers} --variant {theirs.variant}"
+        raise UsageError(f"{config.init} (--init) has other LoRA settings than this run; give {flags} --targets {','.join(theirs.targets)}")
+    engine.load_adapter(saved.tensors)
 
 
 def run_info(config: TrainConfig, model: LoadedModel, examples: Examples, engine: Engine, plan: Plan) -> dict[str, Any]:

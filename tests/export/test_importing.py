@@ -13,13 +13,15 @@ from safetensors.numpy import load_file, save_file
 from tiny import gguf_base, loaded, source_of
 
 from localsft.checkpoint import load_adapter
-from localsft.config import LoraConfig
-from localsft.errors import InputError, Refused
+from localsft.config import LoraConfig, TrainConfig
+from localsft.engine import open_engine
+from localsft.errors import InputError, Refused, UsageError
 from localsft.export.importing import import_adapter
 from localsft.export.lowrank import adapter_updates, difference
 from localsft.export.peft import PEFT_CONFIG, PEFT_FILE
 from localsft.export.source import Source
 from localsft.export.write import ADAPTER_TARGETS, export_adapter
+from localsft.session import load_initial
 
 LORAS = {
     "lora": LoraConfig(rank=4, alpha=10.0),
@@ -94,3 +96,18 @@ def test_an_export_for_another_base_is_refused_by_hash(tmp_path: Path, source: S
     other = replace(loaded(gguf_base(tmp_path / "other.gguf", quantization="Q8_0")), name="other-model")
     with pytest.raises(Refused, match="not on other-model"):
         import_adapter(tmp_path / "out", other, tmp_path / "back")
+
+
+def test_a_run_starts_from_an_imported_adapter(tmp_path: Path, source: Source) -> None:
+    export_adapter(source, "peft", tmp_path / "out")
+    import_adapter(tmp_path / "out", source.model, tmp_path / "back")
+    config = TrainConfig(engine="cpu", init=str(tmp_path / "back"), lora=source.adapter.lora)
+    engine = open_engine("cpu", source.model.base, config.lora, config.optim)
+    load_initial(engine, config, source.model)
+    for name, values in engine.adapter().items():
+        np.testing.assert_array_equal(values, source.adapter.tensors[name])
+    with pytest.raises(UsageError, match=r"give --rank 4 --alpha 10 --layers all --variant lora --targets q_proj,"):
+        load_initial(engine, replace(config, lora=LoraConfig(rank=8)), source.model)
+    other = replace(loaded(gguf_base(tmp_path / "other.gguf", quantization="Q8_0")), name="other-model")
+    with pytest.raises(Refused, match="not on other-model"):
+        load_initial(engine, config, other)
