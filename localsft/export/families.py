@@ -53,6 +53,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 _EXPERTS = re.compile(r"\.switch_mlp\.")
+# Under block_sparse_moe the converter knows the experts by mixtral's own names.
+_MIXTRAL_EXPERTS = re.compile(r"\.block_sparse_moe\.switch_mlp\.(gate|down|up)_proj")
+_MIXTRAL_NAMES = {"gate": "w1", "down": "w2", "up": "w3"}
 
 
 def family_of(model_type: str, target: str) -> Family:
@@ -88,11 +91,17 @@ def gguf_modules(modules: Iterable[str], base: BaseModel) -> dict[str, str]:
     if architecture is None:
         raise UsageError(f"the gguf package does not know the architecture '{name}'; update it: pip install -U gguf")
     table = gguf.get_tensor_name_map(architecture, base.config.n_layers)
-    names = {module: table.get_name(_EXPERTS.sub(".experts.", module)) for module in modules}
+    names = {module: table.get_name(_converter_name(module)) for module in modules}
     unknown = [module for module, found in names.items() if found is None]
     if unknown:
         raise UsageError(f"llama.cpp's {name} has no counterpart of {named(unknown)}; export --to mlx, or train without (--targets)")
     return names
+
+
+def _converter_name(module: str) -> str:
+    """A linear under the name by which the converter finds its place: mlx-lm stacks experts as ``switch_mlp``."""
+    module = _MIXTRAL_EXPERTS.sub(lambda found: f".block_sparse_moe.experts.{_MIXTRAL_NAMES[found[1]]}", module)
+    return _EXPERTS.sub(".experts.", module)
 
 
 def import_gguf():  # type: ignore[no-untyped-def]  # a module, which has no type
