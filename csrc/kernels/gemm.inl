@@ -9,10 +9,10 @@
 #include "kernels/gemm_peak.inl"
 #include "kernels/gemm_decode.inl"
 #include "kernels/gemm_outer.inl"
-#include "kernels/softmax.inl"
+#include "kernels/head.inl"
 // clang-format on
 
 static const GemmTable gemm_table = {
-    STEP,   GEMM_ROWS, GEMM_VECTORS * LANES, CACHED,        pack_across, pack_along, tile, peak,
-    decode, read_row,  softmax_stats,        softmax_scale, outer,
+    STEP,      GEMM_ROWS, GEMM_VECTORS * LANES, CACHED, pack_across, pack_along, tile, peak, decode, read_row,
+    head_tile, outer,
 };

@@ -30,16 +30,23 @@ struct Segment {
   int64_t steps;
 };
 
-// Where a tile goes: out = add + (start + tile), in this order. `start` (the sum so far of a reduction that is done in
-// parts) and `add` are float, null for none, and may be `out`.
+// Where a tile goes: out = add + (before + tile), in this order. `before` (the sum of the earlier chunks of a reduction)
+// and `add` are float, null for none, and may be `out`.
 struct Target {
   void* out;
   int64_t stride;
   bool act;  // out is act, else float
-  const float* start;
-  int64_t start_stride;
+  const float* before;
+  int64_t before_stride;
   const float* add;
   int64_t add_stride;
+};
+
+// What a tile of logits says about a row.
+struct HeadPartial {
+  float sum;       // Σ exp(logit - shift) without the target
+  float max;       // the largest logit without the target
+  int32_t beaten;  // the target is in this tile, and an earlier logit is as large or a later one is larger
 };
 
 struct GemmTable {
@@ -68,10 +75,11 @@ struct GemmTable {
   // out (columns,) = row `row` of m as floats.
   void (*row)(const Matrix* m, int64_t row, float* out);
 
-  // max and Σ exp(x - max) over n floats.
-  void (*softmax_stats)(const float* x, int64_t n, float* max, float* sum);
-  // x = weight·exp(x - log_sum) in place.
-  void (*softmax_scale)(float* x, int64_t n, float log_sum, float weight);
+  // A (rows <= tile_rows, columns) tile of logits, of the columns [first, first + columns) of all: e = exp(logit -
+  // shift) of its row, 0 in the row's target column; overwrites the logits, whose rows hold a multiple of 32 floats.
+  // `packed`, if not null: e as a packed row tile, (steps of the columns, tile_rows) units.
+  void (*head_tile)(float* logits, int64_t stride, int rows, int columns, int64_t first, const float* shifts,
+                    const int32_t* targets, HeadPartial* partials, uint32_t* packed);
 
   // out (rank, columns) += scale·sᵀ·x: s float (rows, rank), x act (rows, columns), the strides in elements.
   void (*outer)(const void* x, int64_t x_stride, const float* s, int64_t s_stride, int64_t rank, int64_t rows,

@@ -1,6 +1,6 @@
 // The register tile: ROWS × VECTORS·LANES sums kept in registers over a stretch of the reduction. Each sum is one chain
-// of multiply-accumulates in the order of the reduction, whatever tile it falls into and wherever the reduction is cut,
-// so results do not depend on how the work is split.
+// of multiply-accumulates in the order of the reduction, whatever tile it falls into, so results do not depend on how
+// the work is split.
 
 // The float vector at p, of which the last one of a row holds only `last` columns.
 LOCALSFT_INLINE vf load_columns(const float* p, bool whole, int last) {
@@ -14,10 +14,7 @@ static void tile_kernel(const Segment* segments, int count, const uint32_t* b, i
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) {
-      const float* start = target->start + r * target->start_stride + v * LANES;
-      sums[r][v] = target->start == nullptr ? vzero() : load_columns(start, v + 1 < VECTORS, last);
-    }
+    for (int v = 0; v < VECTORS; ++v) sums[r][v] = vzero();
 
   for (int s = 0; s < count; ++s) {
     const uint32_t* a = segments[s].a;
@@ -43,6 +40,8 @@ static void tile_kernel(const Segment* segments, int count, const uint32_t* b, i
       const bool whole = v + 1 < VECTORS || last == LANES;
       const int64_t at = r * target->stride + v * LANES;
       vf x = sums[r][v];
+      if (target->before != nullptr)
+        x = vadd(load_columns(target->before + r * target->before_stride + v * LANES, whole, last), x);
       if (target->add != nullptr)
         x = vadd(load_columns(target->add + r * target->add_stride + v * LANES, whole, last), x);
       if (target->act) {

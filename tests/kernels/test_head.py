@@ -17,12 +17,13 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 
 def reference(x: np.ndarray, w: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Σ weight·CE and (softmax - onehot)·weight."""
+    """Σ weight·CE and (softmax - onehot)·weight, the target's entry as minus the sum of the others, which keeps its digits."""
     p = softmax(x @ w.T)
     rows = np.arange(len(targets))
-    g = p.copy()
-    g[rows, targets] -= 1
-    return float(-(weights * np.log(p[rows, targets])).sum()), g * weights[:, None]
+    loss = float(-(weights * np.log(p[rows, targets])).sum())
+    p[rows, targets] = 0
+    p[rows, targets] = -p.sum(-1)
+    return loss, p * weights[:, None]
 
 
 def inputs(ctx: _core.Context, N: int, D: int, V: int, form: str) -> tuple:
@@ -58,8 +59,7 @@ def test_head(ctx: _core.Context, N: int, D: int, V: int, form: str) -> None:
     moved = 2 * sum_eps(D) * size.max() + (V / 16 + 8) * F32_EPS
     assert abs(loss - expected) <= moved * weights.sum() + 4 * F32_EPS * abs(expected)
     stored = 2 * BF16_EPS if ctx.act_bf16 else 0.0
-    g_error = np.abs(g) * (stored + 2 * moved) + np.where(np.arange(V) == targets[:, None], 4 * weights[:, None] * (F32_EPS + moved), 0)
-    check(dx, g @ w64, g_error @ np.abs(w64) + sum_eps(V) * (np.abs(g) @ np.abs(w64)))
+    check(dx, g @ w64, (stored + 2 * moved + sum_eps(V)) * (np.abs(g) @ np.abs(w64)))
     assert _core.head_loss(ctx, x, case.weight, targets, weights, None) == loss
 
     logprobs, correct = np.full(N, np.nan, np.float32), np.zeros(N, bool)
@@ -74,6 +74,60 @@ def test_first_of_equal_logits_counts(ctx: _core.Context) -> None:
     x, logprobs, correct = to_act(ctx, np.ones((2, 4))), np.empty(2, np.float32), np.empty(2, np.uint8)
     _core.head_score(ctx, x, weight, np.array([0, 1], np.int32), logprobs, correct)
     assert correct.tolist() == [1, 0]
+
+
+def test_extreme_logits(ctx: _core.Context) -> None:
+    """Logits far above the target's (their exponentials overflow), far below it, and a row of each beside ordinary ones."""
+    D, V = 32, 300
+    rng = np.random.default_rng(3)
+    w = rng.normal(size=(V, D)).astype(np.float32)
+    w[7], w[200] = 0, 0
+    w[7, 0], w[200, 0] = 8, -8
+    x = rng.normal(size=(3, D)).astype(np.float32)
+    x[:, 0] = 10
+    x = from_act(ctx, to_act(ctx, x))
+    w64, targets, weights = multiplied(ctx, w), np.array([200, 7, 5], np.int32), np.array([1, 2, 0.5], np.float32)
+    expected, g = reference(x, w64, targets, weights.astype(np.float64))
+    assert expected > 100  # e^100 is no float32
+    dx, logprobs, correct = np.empty((3, D), np.float32), np.empty(3, np.float32), np.empty(3, bool)
+    weight = _core.dense_weight(w)
+    loss = _core.head_loss(ctx, to_act(ctx, x), weight, targets, weights, dx)
+    _core.head_score(ctx, to_act(ctx, x), weight, targets, logprobs, correct)
+    size = (np.abs(x) @ np.abs(w64).T).max()
+    moved = 2 * sum_eps(D) * size + (V / 16 + 8) * F32_EPS
+    assert abs(loss - expected) <= moved * weights.sum() + 4 * F32_EPS * expected
+    assert correct.tolist() == [False, True, False]
+    # The well-predicted row: what is lost is a sum of tiny exponentials, which keeps its digits.
+    z = (x @ w64.T)[1]
+    others = np.exp(np.delete(z, 7) - z[7]).sum()
+    assert 1e-30 < others < 1e-12
+    assert abs(logprobs[1] + others) <= 2 * moved * others
+    stored = 2 * BF16_EPS if ctx.act_bf16 else 0.0
+    check(dx, g @ w64, (stored + 2 * moved + sum_eps(V)) * (np.abs(g) @ np.abs(w64)))
+
+
+def test_many_improbable_tokens_count(ctx: _core.Context) -> None:
+    """65,534 probabilities of 1e-9 are lost one by one beside a sum of 1; their sum of 5e-5 is not."""
+    w = np.tile(np.array([2, 0], np.float32), (65_536, 1))
+    w[[0, 9]] = 1, 1
+    x, dx = to_act(ctx, np.array([[0, 20.25]])), np.empty((1, 2), np.float32)
+    _core.head_loss(ctx, x, _core.dense_weight(w), np.array([9], np.int32), np.ones(1, np.float32), dx)
+    tail = 65_534 * np.exp(-20.25)
+    assert dx[0, 0] == pytest.approx(tail / (tail + 2), rel=5e-2)
+
+
+def test_working_memory_in_chunks(ctx: _core.Context) -> None:
+    """More rows than fit into the budget of exponentials."""
+    N, D, V = 210, 16, 160_000
+    x, case, targets, weights = inputs(ctx, N, D, V, "bf16")
+    dx, part = np.empty((N, D), np.float32), np.empty((3, D), np.float32)
+    loss = _core.head_loss(ctx, x, case.weight, targets, weights, dx)
+    parts = 0.0
+    for begin in range(0, N, 3):
+        rows = slice(begin, begin + 3)
+        parts += _core.head_loss(ctx, x[rows].copy(), case.weight, targets[rows].copy(), weights[rows].copy(), part)
+        np.testing.assert_array_equal(part, dx[rows])
+    assert abs(loss - parts) <= N * 2.0**-52 * loss
 
 
 def test_threads_bitwise(isa: str) -> None:
