@@ -20,6 +20,7 @@ kernels::AttentionShape shape_of(const Arguments& args, const array& q, int64_t 
   const int64_t width = args.dim(q, "q", 1, 2);
   args.require(heads > 0 && width % (2 * heads) == 0, "heads", "must divide q's columns into heads of even size");
   args.require(kv_heads > 0 && heads % kv_heads == 0, "kv_heads", "must divide heads");
+  args.require(scale > 0, "scale", "must be above 0");
   args.require(window >= 0, "window", "must be at least 0");
   args.require(softcap >= 0, "softcap", "must be at least 0");
   return {heads, kv_heads, width / heads, static_cast<float>(scale), static_cast<float>(softcap), window};

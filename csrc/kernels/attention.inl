@@ -1,6 +1,7 @@
 // Attention kernels; see attention_table.h.
 
 #include "kernels/attention_tile.inl"
+#include "kernels/attention_transpose.inl"
 // tile first: the others are written in its words
 #include "kernels/attention_pack.inl"
 #include "kernels/attention_softmax.inl"

@@ -9,11 +9,12 @@ struct BackwardState {
   word *q, *d_out;              // [panel][E/WORD][PANEL]
   word *q_pairs, *d_out_pairs;  // [row/WORD][width]
   float* dq;                    // [panel][round_up(E, TILE_ROWS)][PANEL]
-  float *lse, *d;               // [panel][PANEL]; lse in units of log2, d = D
-  float *low, *high;
-  word *k, *v, *k_pairs;  // the block: k, v [key][E/WORD], k_pairs [key/WORD][round_up(E, TILE_ROWS)]
-  act_t *p, *ds;          // [key][rows of a chunk]: left operands of dV and dK
-  word* ds_words;         // [key/WORD][PANEL]: right operand of dQ
+  float *base, *d;              // [panel][PANEL]: minus lse in units of log2, and D
+  float *low, *high;            // [panel][PANEL]
+  int32_t* started;             // [panel]: dq holds something
+  word *k, *v, *k_pairs;        // the block: k, v [key][E/WORD], k_pairs [key/WORD][round_up(E, TILE_ROWS)]
+  act_t *p, *ds;                // [key][rows of a chunk]: left operands of dV and dK
+  word* ds_words;               // [key/WORD][PANEL]: right operand of dQ
 };
 enum { CHUNK_ROWS = (ATTENTION_ROWS + PANEL - 1) / PANEL * PANEL };
 
@@ -28,10 +29,11 @@ static size_t backward_state(const AttentionShape& s, const AttentionChunk* chun
   cut(base, used, size_t(rows / WORD * width) * sizeof(word), (void**)&state->q_pairs);
   cut(base, used, size_t(rows / WORD * width) * sizeof(word), (void**)&state->d_out_pairs);
   cut(base, used, size_t(rows * E_rows) * 4, (void**)&state->dq);
-  cut(base, used, size_t(rows) * 4, (void**)&state->lse);
+  cut(base, used, size_t(rows) * 4, (void**)&state->base);
   cut(base, used, size_t(rows) * 4, (void**)&state->d);
   cut(base, used, size_t(rows) * 4, (void**)&state->low);
   cut(base, used, size_t(rows) * 4, (void**)&state->high);
+  cut(base, used, size_t(rows / PANEL) * 4, (void**)&state->started);
   cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->k);
   cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->v);
   cut(base, used, size_t(ATTENTION_KEYS / WORD * E_rows) * sizeof(word), (void**)&state->k_pairs);
@@ -49,8 +51,8 @@ static void backward_begin(const AttentionShape& s, const AttentionChunk& chunk,
   BackwardState state;
   backward_state(s, &chunk, memory, &state);
   const int64_t n = chunk.end - chunk.begin, width = attention_width(s.E);
-  pack_chunk_panels(s, chunk, (const act_t*)q, state.panels, state.q);
-  pack_chunk_panels(s, chunk, (const act_t*)d_out, state.panels, state.d_out);
+  pack_chunk_panels(s, chunk, (const act_t*)q, state.q);
+  pack_chunk_panels(s, chunk, (const act_t*)d_out, state.d_out);
   pack_chunk_pairs(s, chunk, (const act_t*)q, state.rows, width, state.q_pairs);
   pack_chunk_pairs(s, chunk, (const act_t*)d_out, state.rows, width, state.d_out_pairs);
   visible_range(s, chunk, state.rows, state.low, state.high);
@@ -63,10 +65,10 @@ static void backward_begin(const AttentionShape& s, const AttentionChunk& chunk,
       sum = vfma(vload_act_n(o + e, lanes), vload_act_n(d + e, lanes), sum);
     }
     state.d[row] = vsum(sum);
-    state.lse[row] = lse[walk.at / s.E] * LOG2_E;
+    state.base[row] = -LOG2_E * lse[walk.at / s.E];
   }
-  for (int64_t row = n; row < state.rows; ++row) state.d[row] = 0, state.lse[row] = 0;
-  memset(state.dq, 0, size_t(state.rows * round_up(s.E, TILE_ROWS)) * 4);
+  for (int64_t row = n; row < state.rows; ++row) state.d[row] = 0, state.base[row] = 0;
+  for (int64_t panel = 0; panel < state.panels; ++panel) state.started[panel] = 0;
 }
 
 // One row of P or dS, as values along the query rows.
@@ -81,6 +83,7 @@ static void panel_gradients(const AttentionShape& s, const AttentionKeys& keys, 
                             int64_t panel, int64_t begin, int64_t end, const KeyRange& range) {
   const int64_t width = s.E / WORD;
   const ScoreRule rule(s);
+  const vf unit = vset(rule.unit);
   const float last = float(keys.position + keys.count);
   const word *q = state.q + panel * width * PANEL, *d_out = state.d_out + panel * width * PANEL;
   for (int64_t key = begin; key < end; key += PAIR_ROWS) {
@@ -92,15 +95,15 @@ static void panel_gradients(const AttentionShape& s, const AttentionKeys& keys, 
     const bool all = key >= range.all_begin && key + PAIR_ROWS <= range.all_end;
     for (int v = 0; v < NV; ++v) {
       const int64_t lane = panel * PANEL + v * LANES;
-      const vf lse = vload(state.lse + lane), d = vload(state.d + lane);
+      const vf base = vload(state.base + lane), d = vload(state.d + lane);
       for (int r = 0; r < PAIR_ROWS; ++r) {
         const vf x = score(rule, scores[r][v]);
-        vf p = vexp2(vsub(x, lse));
+        vf p = vexp2(vfma(unit, x, base));
         if (!all)
           p = where_visible(p, vset(float(keys.position + key + r)), vload(state.low + lane),
                             vmin(vload(state.high + lane), vset(last)), vzero());
         vf ds = vmul(p, vsub(dp[r][v], d));
-        if (rule.capped) ds = vmul(ds, score_slope(rule, x));
+        if (rule.capped) ds = vmul(ds, score_slope(x));
         scores[r][v] = p;
         dp[r][v] = ds;
       }
@@ -117,16 +120,26 @@ static void panel_gradients(const AttentionShape& s, const AttentionKeys& keys, 
   }
 }
 
+template <int NV, Meeting MEETING>
+LOCALSFT_INLINE void add_query_gradients(const AttentionShape& s, const BackwardState& state, int64_t panel,
+                                         int64_t begin, int64_t end) {
+  const int64_t E_rows = round_up(s.E, TILE_ROWS);
+  float* dq = state.dq + panel * E_rows * PANEL;
+  for (int64_t e = 0; e < E_rows; e += TILE_ROWS)
+    add_tile<TILE_ROWS, NV, MEETING>(state.k_pairs + begin / WORD * E_rows + e, 1, E_rows,
+                                     state.ds_words + begin / WORD * PANEL, PANEL, (end - begin) / WORD, 0,
+                                     dq + e * PANEL, PANEL);
+}
+
 template <int NV>
 static void backward_panel(const AttentionShape& s, const AttentionKeys& keys, const BackwardState& state,
                            int64_t panel, int64_t begin, int64_t end, const KeyRange& range) {
   panel_gradients<NV>(s, keys, state, panel, begin, end, range);
-  const int64_t E_rows = round_up(s.E, TILE_ROWS);
-  float* dq = state.dq + panel * E_rows * PANEL;
-  for (int64_t e = 0; e < E_rows; e += TILE_ROWS)
-    add_tile<TILE_ROWS, NV, false>(state.k_pairs + begin / WORD * E_rows + e, 1, E_rows,
-                                   state.ds_words + begin / WORD * PANEL, PANEL, (end - begin) / WORD, 0,
-                                   dq + e * PANEL, PANEL);
+  if (state.started[panel])
+    add_query_gradients<NV, ADD>(s, state, panel, begin, end);
+  else
+    add_query_gradients<NV, SET>(s, state, panel, begin, end);
+  state.started[panel] = 1;
 }
 
 // sums[SUM_ROWS keys][width] += Σ over `words` words of query rows: left [key][CHUNK_ROWS] · right [word][width].
@@ -135,11 +148,11 @@ LOCALSFT_INLINE void add_key_sums(const act_t* left, const word* right, int64_t 
   const word* a = (const word*)left;
   int64_t e = 0;
   for (; e + SUM_VECTORS * LANES <= width; e += SUM_VECTORS * LANES)
-    add_tile<SUM_ROWS, SUM_VECTORS, false>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
+    add_tile<SUM_ROWS, SUM_VECTORS, ADD>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
   for (; e + 2 * LANES <= width; e += 2 * LANES)
-    add_tile<SUM_ROWS, 2, false>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
+    add_tile<SUM_ROWS, 2, ADD>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
   for (; e < width; e += LANES)
-    add_tile<SUM_ROWS, 1, false>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
+    add_tile<SUM_ROWS, 1, ADD>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
 }
 
 static void backward_keys(const AttentionShape& s, const AttentionChunk& chunk, const AttentionKeys& keys,

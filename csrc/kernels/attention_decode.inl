@@ -7,6 +7,7 @@ static void decode(const AttentionShape& s, int64_t kv_head, const float* q, con
   const act_t* keys = (const act_t*)k + begin * row_step + kv_head * s.E;
   const act_t* values = (const act_t*)v + begin * row_step + kv_head * s.E;
   const ScoreRule rule(s);
+  const vf unit = vset(rule.unit);
   for (int64_t key = 0; key < n; ++key)
     for (int64_t g = 0; g < group; ++g) {
       vf sum = vzero();
@@ -21,7 +22,7 @@ static void decode(const AttentionShape& s, int64_t kv_head, const float* q, con
     for (int64_t key = n; key < n_padded; ++key) row[key] = 0;
     vf highest = vset(NEVER);
     for (int64_t key = 0; key < n_padded; key += LANES) {
-      vf x = score(rule, vload(row + key));
+      vf x = vmul(unit, score(rule, vload(row + key)));
       if (key + LANES > n) {
         vstore(row + key, x);
         for (int64_t i = n; i < n_padded; ++i) row[i] = MINUS_INFINITY;

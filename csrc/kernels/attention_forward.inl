@@ -6,12 +6,13 @@
 
 struct ForwardState {
   int64_t panels;
-  word* q;       // [panel][E/WORD][PANEL]
-  float* o;      // [panel][round_up(E, TILE_ROWS)][PANEL]
-  float *m, *l;  // [panel][PANEL]; m in units of log2
-  float *low, *high;
-  word *k, *v;  // the block: k [key][E/WORD], v [key/WORD][round_up(E, TILE_ROWS)]
-  float* s;     // [key][PANEL]: scores, then in the same place the words of P, [key/WORD][PANEL]
+  word* q;            // [panel][E/WORD][PANEL]
+  float* o;           // [panel][round_up(E, TILE_ROWS)][PANEL]
+  float *m, *l;       // [panel][PANEL]; m as ScoreRule's scores
+  float *low, *high;  // [panel][PANEL]
+  int32_t* started;   // [panel]: o holds something
+  word *k, *v;        // the block: k [key][E/WORD], v [key/WORD][round_up(E, TILE_ROWS)]
+  float* s;           // [key][PANEL]: scores, then in the same place the words of P, [key/WORD][PANEL]
 };
 
 // Cuts `memory` into the parts of a state; with memory = 0 only counts. Returns the bytes.
@@ -31,6 +32,7 @@ static size_t forward_state(const AttentionShape& s, const AttentionChunk* chunk
   cut(base, used, size_t(rows) * 4, (void**)&state->l);
   cut(base, used, size_t(rows) * 4, (void**)&state->low);
   cut(base, used, size_t(rows) * 4, (void**)&state->high);
+  cut(base, used, size_t(rows / PANEL) * 4, (void**)&state->started);
   cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->k);
   cut(base, used, size_t(ATTENTION_KEYS / WORD * E_rows) * sizeof(word), (void**)&state->v);
   return cut(base, used, size_t(ATTENTION_KEYS * PANEL) * 4, (void**)&state->s);
@@ -43,11 +45,11 @@ static size_t forward_bytes(const AttentionShape& s) {
 static void forward_begin(const AttentionShape& s, const AttentionChunk& chunk, const void* q, void* memory) {
   ForwardState state;
   forward_state(s, &chunk, memory, &state);
-  pack_chunk_panels(s, chunk, (const act_t*)q, state.panels, state.q);
+  pack_chunk_panels(s, chunk, (const act_t*)q, state.q);
   const int64_t rows = state.panels * PANEL;
   visible_range(s, chunk, rows, state.low, state.high);
   for (int64_t row = 0; row < rows; ++row) state.m[row] = NEVER, state.l[row] = 0;
-  memset(state.o, 0, size_t(rows * round_up(s.E, TILE_ROWS)) * 4);
+  for (int64_t panel = 0; panel < state.panels; ++panel) state.started[panel] = 0;
 }
 
 // Scores of the keys [begin, end) (multiples of TILE_ROWS) of one panel into state.s; raises m.
@@ -95,39 +97,52 @@ LOCALSFT_INLINE void store_pair(word* out, const vf* p) {
 #endif
 }
 
+template <int NV, Meeting MEETING>
+LOCALSFT_INLINE void add_values(const AttentionShape& s, const ForwardState& state, int64_t panel, int64_t begin,
+                                int64_t end, const float* factor) {
+  const int64_t E_rows = round_up(s.E, TILE_ROWS);
+  const word* p = (const word*)state.s + begin / WORD * PANEL;
+  float* o = state.o + panel * E_rows * PANEL;
+  for (int64_t e = 0; e < E_rows; e += TILE_ROWS)
+    add_tile<TILE_ROWS, NV, MEETING>(state.v + begin / WORD * E_rows + e, 1, E_rows, p, PANEL, (end - begin) / WORD,
+                                     factor, o + e * PANEL, PANEL);
+}
+
 template <int NV>
 static void forward_panel(const AttentionShape& s, const AttentionKeys& keys, const ForwardState& state,
                           int64_t panel) {
-  const float *row_low = state.low + panel * PANEL, *row_high = state.high + panel * PANEL;
-  const KeyRange range = key_range(keys, row_low, row_high);
+  const int64_t lane = panel * PANEL;
+  const KeyRange range = key_range(keys, state.low + lane, state.high + lane);
   if (range.begin >= range.end) return;
   const int64_t begin = range.begin / TILE_ROWS * TILE_ROWS, end = round_up(range.end, TILE_ROWS);
-  vf m[NV], l[NV];
-  float factor[NV * LANES];
-  for (int v = 0; v < NV; ++v) m[v] = vload(state.m + panel * PANEL + v * LANES);
+  vf m[NV], l[NV], base[NV];
+  for (int v = 0; v < NV; ++v) m[v] = vload(state.m + lane + v * LANES);
   panel_scores<NV>(s, keys, state, panel, begin, end, range, m);
+  const vf unit = vset(ScoreRule(s).unit);
+  float factor[NV * LANES];
   for (int v = 0; v < NV; ++v) {
-    const vf shrink = vexp2(vsub(vload(state.m + panel * PANEL + v * LANES), m[v]));
+    const vf shrink = vexp2(vmul(unit, vsub(vload(state.m + lane + v * LANES), m[v])));
     vstore(factor + v * LANES, shrink);
-    l[v] = vmul(vload(state.l + panel * PANEL + v * LANES), shrink);
-    vstore(state.m + panel * PANEL + v * LANES, m[v]);
+    l[v] = vmul(vload(state.l + lane + v * LANES), shrink);
+    vstore(state.m + lane + v * LANES, m[v]);
+    base[v] = vmul(vset(-ScoreRule(s).unit), m[v]);
   }
   word* words = (word*)state.s;
   for (int64_t key = begin; key < end; key += WORD)
     for (int v = 0; v < NV; ++v) {
       vf p[WORD];
       for (int w = 0; w < WORD; ++w) {
-        p[w] = vexp2(vsub(vload(state.s + (key + w) * PANEL + v * LANES), m[v]));
+        p[w] = vexp2(vfma(unit, vload(state.s + (key + w) * PANEL + v * LANES), base[v]));
         l[v] = vadd(l[v], p[w]);
       }
       store_pair(words + key / WORD * PANEL + v * LANES, p);
     }
-  for (int v = 0; v < NV; ++v) vstore(state.l + panel * PANEL + v * LANES, l[v]);
-  const int64_t E_rows = round_up(s.E, TILE_ROWS);
-  float* o = state.o + panel * E_rows * PANEL;
-  for (int64_t e = 0; e < E_rows; e += TILE_ROWS)
-    add_tile<TILE_ROWS, NV, true>(state.v + begin / WORD * E_rows + e, 1, E_rows, words + begin / WORD * PANEL, PANEL,
-                                  (end - begin) / WORD, factor, o + e * PANEL, PANEL);
+  for (int v = 0; v < NV; ++v) vstore(state.l + lane + v * LANES, l[v]);
+  if (state.started[panel])
+    add_values<NV, SCALE_ADD>(s, state, panel, begin, end, factor);
+  else
+    add_values<NV, SET>(s, state, panel, begin, end, 0);
+  state.started[panel] = 1;
 }
 
 static void forward_keys(const AttentionShape& s, const AttentionChunk& chunk, const AttentionKeys& keys, const void* k,
@@ -152,10 +167,14 @@ static void forward_keys(const AttentionShape& s, const AttentionChunk& chunk, c
 static void forward_end(const AttentionShape& s, const AttentionChunk& chunk, void* out, float* lse, void* memory) {
   ForwardState state;
   forward_state(s, &chunk, memory, &state);
-  RowWalk walk(s, chunk, chunk.begin);
-  for (int64_t row = 0; row < chunk.end - chunk.begin; ++row, walk.next()) {
-    lse[walk.at / s.E] = state.m[row] * LN_2 + __builtin_logf(state.l[row]);
-    state.l[row] = 1.0f / state.l[row];
+  const int64_t n = chunk.end - chunk.begin;
+  const vf to_natural = vset(ScoreRule(s).unit * LN_2);
+  for (int64_t row = 0; row < n; row += LANES) {
+    const vf l = vload(state.l + row);
+    vstore(state.m + row, vfma(to_natural, vload(state.m + row), vlog(l)));
+    vstore(state.l + row, vdiv(vset(1.0f), l));
   }
+  RowWalk walk(s, chunk, chunk.begin);
+  for (int64_t row = 0; row < n; ++row, walk.next()) lse[walk.at / s.E] = state.m[row];
   unpack_chunk_panels(s, chunk, state.o, round_up(s.E, TILE_ROWS), state.l, (act_t*)out);
 }

@@ -69,20 +69,33 @@ static void pack_chunk_pairs(const AttentionShape& s, const AttentionChunk& chun
   zero_words(out + done * width, (n_padded / WORD - done) * width);
 }
 
+// LANES rows of a chunk from `row` on: element offsets, and how many of them exist.
+struct RowGroup {
+  int64_t at[LANES];
+  int count;
+};
+LOCALSFT_INLINE RowGroup next_rows(RowWalk& walk, int64_t row, int64_t n) {
+  RowGroup rows;
+  rows.count = int(at_most(at_least(n - row, 0), LANES));
+  for (int i = 0; i < rows.count; ++i, walk.next()) rows.at[i] = walk.at;
+  return rows;
+}
+
 // The rows of a chunk as panels: out[panel][E/WORD][PANEL], rows in the lanes.
-static void pack_chunk_panels(const AttentionShape& s, const AttentionChunk& chunk, const act_t* x, int64_t panels,
-                              word* out) {
+static void pack_chunk_panels(const AttentionShape& s, const AttentionChunk& chunk, const act_t* x, word* out) {
   const int64_t width = s.E / WORD, n = chunk.end - chunk.begin;
   RowWalk walk(s, chunk, chunk.begin);
-  for (int64_t row = 0; row < panels * PANEL; ++row) {
+  for (int64_t row = 0; row < n; row += LANES) {
+    const RowGroup rows = next_rows(walk, row, n);
     word* to = out + row / PANEL * width * PANEL + row % PANEL;
-    const act_t* from = x + walk.at;
-    for (int64_t w = 0; w < width; ++w) {
-      word value = 0;
-      if (row < n) memcpy(&value, from + w * WORD, sizeof value);
-      to[w * PANEL] = value;
+    for (int64_t w = 0; w < width; w += LANES) {
+      const int words = int(at_most(width - w, LANES));
+      vf square[LANES];
+      for (int i = 0; i < LANES; ++i)
+        square[i] = i < rows.count ? vload_n((const float*)(x + rows.at[i] + w * WORD), words) : vzero();
+      transpose(square);
+      for (int i = 0; i < words; ++i) vstore((float*)(to + (w + i) * PANEL), square[i]);
     }
-    if (row < n) walk.next();
   }
 }
 
@@ -91,8 +104,16 @@ static void unpack_chunk_panels(const AttentionShape& s, const AttentionChunk& c
                                 int64_t E_padded, const float* factor, act_t* x) {
   const int64_t n = chunk.end - chunk.begin;
   RowWalk walk(s, chunk, chunk.begin);
-  for (int64_t row = 0; row < n; ++row, walk.next()) {
+  for (int64_t row = 0; row < n; row += LANES) {
+    const RowGroup rows = next_rows(walk, row, n);
     const float* from = panels + row / PANEL * E_padded * PANEL + row % PANEL;
-    for (int64_t e = 0; e < s.E; ++e) x[walk.at + e] = float_to_act(from[e * PANEL] * factor[row]);
+    const vf scale = vload(factor + row);
+    for (int64_t e = 0; e < s.E; e += LANES) {
+      const int columns = int(at_most(s.E - e, LANES));
+      vf square[LANES];
+      for (int i = 0; i < LANES; ++i) square[i] = i < columns ? vmul(scale, vload(from + (e + i) * PANEL)) : vzero();
+      transpose(square);
+      for (int i = 0; i < rows.count; ++i) vstore_act_n(x + rows.at[i] + e, square[i], columns);
+    }
   }
 }

@@ -1,30 +1,65 @@
-// Scores in units of log2, so that the exponential is a power of two, and the limits of what a row sees.
+// From products to probabilities, and the limits of what a row sees.
 
-// 2^x for x at most a little above 0; NaN stays NaN. Relative error 3e-6 where the result is stored as bfloat16 (whose
+// 2^x, x at most a little above 0; a NaN stays a NaN. Relative error 3e-6 where the result is stored as bfloat16 (whose
 // own rounding is 4e-3), else 1e-7. Far below 0 the result is 0, or the smallest normal where the ISA can't scale
 // further.
-LOCALSFT_INLINE vf vexp2(vf x) {
 #if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
-  x = vmax(vset(-160.0f), x);
+LOCALSFT_INLINE vf vexp2(vf x) {
+  const vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x); 0 for -infinity
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  vf p = vset(1.3426685349e-2f);
+  p = vfma(p, r, vset(5.2242472493e-2f));
+  p = vfma(p, r, vset(2.4128020556e-1f));
+  p = vfma(p, r, vset(6.9304484480e-1f));
 #else
-  x = vmax(vset(-126.0f), x);
+  vf p = vset(1.8671301924e-3f);
+  p = vfma(p, r, vset(9.0170300631e-3f));
+  p = vfma(p, r, vset(5.5799913289e-2f));
+  p = vfma(p, r, vset(2.4016445010e-1f));
+  p = vfma(p, r, vset(6.9315131181e-1f));
 #endif
+  return vscale2(vfma(p, r, vset(1.0f)), x);  // by 2^floor(x)
+}
+#else
+LOCALSFT_INLINE vf vexp2(vf x) {
+  x = vmax(vset(-126.0f), x);
   const vf n = vround(x);
   const vf r = vsub(x, n);
-#if defined(LOCALSFT_KERNELS_avx512bf16)
-  vf p = vset(9.5828531689e-3f);
-  p = vfma(p, r, vset(5.5906425036e-2f));
-  p = vfma(p, r, vset(2.4024098611e-1f));
-  p = vfma(p, r, vset(6.9312419337e-1f));
-#else
   vf p = vset(1.3264727247e-3f);
   p = vfma(p, r, vset(9.6715126882e-3f));
   p = vfma(p, r, vset(5.5507337436e-2f));
   p = vfma(p, r, vset(2.4022242085e-1f));
   p = vfma(p, r, vset(6.9314697760e-1f));
-#endif
   return vscale2(vfma(p, r, vset(1.0f)), n);
 }
+#endif
+
+// log x for x normal and > 0; a NaN stays a NaN. Relative error 2e-7 (Cephes' logf).
+#if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
+LOCALSFT_INLINE vf vlog(vf x) {
+  const vf mantissa = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_zero);
+  const vf exponent = _mm512_getexp_ps(vdiv(x, mantissa));
+  const vf r = vsub(mantissa, vset(1.0f)), square = vmul(r, r);
+  vf p = vset(7.0376836292e-2f);
+  p = vfma(p, r, vset(-1.1514610310e-1f));
+  p = vfma(p, r, vset(1.1676998740e-1f));
+  p = vfma(p, r, vset(-1.2420140846e-1f));
+  p = vfma(p, r, vset(1.4249322787e-1f));
+  p = vfma(p, r, vset(-1.6668057665e-1f));
+  p = vfma(p, r, vset(2.0000714765e-1f));
+  p = vfma(p, r, vset(-2.4999993993e-1f));
+  p = vfma(p, r, vset(3.3333331174e-1f));
+  p = vfma(vmul(p, r), square, vfma(vset(-0.5f), square, vmul(exponent, vset(-2.12194440e-4f))));
+  return vfma(exponent, vset(0.693359375f), vadd(r, p));
+}
+#else
+LOCALSFT_INLINE vf vlog(vf x) {
+  float lanes[LANES];
+  vstore(lanes, x);
+  for (int i = 0; i < LANES; ++i) lanes[i] = __builtin_logf(lanes[i]);
+  return vload(lanes);
+}
+#endif
 
 LOCALSFT_INLINE vf vtanh(vf x) { return vsub(vset(1.0f), vdiv(vset(2.0f), vadd(vset(1.0f), vexp(vadd(x, x))))); }
 
@@ -32,26 +67,23 @@ static const float LOG2_E = 1.44269504088896341f, LN_2 = 0.69314718055994531f;
 static const float NEVER = -1e30f;  // below any score, yet finite: NEVER - NEVER is 0, not NaN
 static const float MINUS_INFINITY = -__builtin_inff();
 
-// From q·k to the score in units of log2, with one rule for forward and backward.
+// The score of a product q·k, in one unit for forward and backward: score·unit is the score of the model in units of
+// log2. Without a soft cap the score is the product itself, with one it is tanh(inner·product).
 struct ScoreRule {
-  vf linear;        // without a soft cap: scale·log2(e)
-  vf inner, outer;  // with one: outer·tanh(inner·q·k), outer = softcap·log2(e), inner = scale / softcap
   bool capped;
+  vf inner;    // scale / softcap
+  float unit;  // scale·log2(e), or softcap·log2(e); > 0
   LOCALSFT_MEMBER explicit ScoreRule(const AttentionShape& s) {
     capped = s.softcap > 0;
-    linear = vset(s.scale * LOG2_E);
     inner = capped ? vset(s.scale / s.softcap) : vzero();
-    outer = vset(s.softcap * LOG2_E);
+    unit = (capped ? s.softcap : s.scale) * LOG2_E;
   }
 };
 LOCALSFT_INLINE vf score(const ScoreRule& rule, vf product) {
-  return rule.capped ? vmul(rule.outer, vtanh(vmul(rule.inner, product))) : vmul(rule.linear, product);
+  return rule.capped ? vtanh(vmul(rule.inner, product)) : product;
 }
-// d score / d (scale·q·k) = 1 - tanh², from the score itself.
-LOCALSFT_INLINE vf score_slope(const ScoreRule& rule, vf score) {
-  const vf t = vdiv(score, rule.outer);
-  return vsub(vset(1.0f), vmul(t, t));
-}
+// d(model's score) / d(scale·product) where capped: 1 - tanh².
+LOCALSFT_INLINE vf score_slope(vf score) { return vsub(vset(1.0f), vmul(score, score)); }
 
 // What the rows of a chunk see: row r the positions [low[r], high[r]) of its path. Rows past the end repeat the last
 // one.

@@ -20,7 +20,7 @@ enum {
 // What is the same for a whole call.
 struct AttentionShape {
   int64_t heads, kv_heads, E;  // E even
-  float scale;                 // of q·k
+  float scale;                 // of q·k; > 0
   float softcap;               // 0: none; else the score is softcap·tanh(scale·q·k / softcap)
   int64_t window;              // 0: none; else a token sees the last `window` positions, its own included
 };
@@ -59,7 +59,8 @@ struct AttentionTable {
                          const float* dv_sum, void* dk, void* dv);
 
   // One token that sees keys [begin, end) of a cache k, v act (capacity, K·E): for each of the G heads of kv_head, from
-  // q float (G, E): the sum o float (G, E) of e^(score - m)·v, the largest score m (G,) and the sum l (G,) of e^(score
+  // q float (G, E): the sum o float (G, E) of 2^(score - m)·v, the largest score m (G,), in units of log2, and the sum
+  // l (G,) of e^(score
   // - m).
   void (*decode)(const AttentionShape& shape, int64_t kv_head, const float* q, const void* k, const void* v,
                  int64_t begin, int64_t end, float* o, float* m, float* l, float* scores);

@@ -46,15 +46,16 @@ LOCALSFT_INLINE void tile(const word* a, int64_t a_row, int64_t a_step, const wo
   }
 }
 
-// c[r·c_row + v·LANES ..] = c·factor[v] + tile: a tile of sums that live in memory between blocks.
-template <int R, int NV, bool SCALED>
+// How a tile meets the sums that live in memory between blocks: c = tile, c + tile, or c·factor[v] + tile.
+enum Meeting { SET, ADD, SCALE_ADD };
+template <int R, int NV, Meeting MEETING>
 LOCALSFT_INLINE void add_tile(const word* a, int64_t a_row, int64_t a_step, const word* b, int64_t b_step, int64_t P,
                               const float* factor, float* c, int64_t c_row) {
   vf sums[R][NV];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < NV; ++v) {
-      sums[r][v] = vload(c + r * c_row + v * LANES);
-      if (SCALED) sums[r][v] = vmul(sums[r][v], vload(factor + v * LANES));
+      sums[r][v] = MEETING == SET ? vzero() : vload(c + r * c_row + v * LANES);
+      if (MEETING == SCALE_ADD) sums[r][v] = vmul(sums[r][v], vload(factor + v * LANES));
     }
   tile<R, NV>(a, a_row, a_step, b, b_step, P, sums);
   for (int r = 0; r < R; ++r)
