@@ -40,7 +40,7 @@ struct Cutter {
     for (int64_t s = 0; s < segments.count; ++s)
       for (int64_t at = 0; at < length(s); at += ATTENTION_KEYS) {
         const int64_t count = std::min<int64_t>(ATTENTION_KEYS, length(s) - at);
-        *blocks++ = {{segments.starts[s] + at, count, offsets[s] + at}, sum_row, 0};
+        *blocks++ = {{segments.starts[s] + at, count, offsets[s] + at}, sum_row, 0, -1};
         sum_row += kernels::attention_sum_rows(count);
       }
     return sum_row;
@@ -111,6 +111,8 @@ AttentionPlan plan_attention(Context& ctx, const Segments& segments, const int32
   for (int64_t c = 0; c < plan.chunk_count; ++c)
     for (int64_t i = chunks[c].first_visit; i < chunks[c].end_visit; ++i)
       visits[i].ticket = blocks[visits[i].block].visits++;
+  for (int64_t b = 0; b < plan.block_count; ++b)
+    if (blocks[b].visits > 1) blocks[b].shared = static_cast<int32_t>(plan.shared_count++);
 
   plan.chunks = chunks;
   plan.blocks = blocks;

@@ -11,9 +11,11 @@ namespace localsft {
 
 namespace {
 
-constexpr int kStateSlot = 0;  // of each thread
-constexpr int kSumsSlot = 1;   // of thread 0
-constexpr int kTurnsSlot = 2;  // of thread 0
+constexpr int kStateSlot = 0;   // of each thread
+constexpr int kPackSlot = 1;    // of each thread: a block that only one chunk sees
+constexpr int kSharedSlot = 2;  // of thread 0: the blocks that several chunks see
+constexpr int kSumsSlot = 3;    // of thread 0
+constexpr int kTurnsSlot = 4;   // of thread 0
 
 constexpr int64_t kDecodeKeys = 256;  // keys of a decode task: a long cache is shared among the threads
 
@@ -27,20 +29,62 @@ void await_turn(const std::atomic<int32_t>& done, int32_t ticket) {
     if (spin > 1000) std::this_thread::yield();
 }
 
+// Blocks of keys in the layouts that the tiles read. What several chunks see is packed once, before them; what only one
+// sees is packed by that one, so that it is still in its cache.
+class PackedKeys {
+ public:
+  using Pack = void (*)(const kernels::AttentionShape&, int64_t, const kernels::AttentionKeys&, const void*,
+                        const void*, void*);
+
+  PackedKeys(Context& ctx, const kernels::AttentionShape& shape, const AttentionPlan& plan, Pack pack, size_t bytes,
+             const void* k, const void* v)
+      : ctx_(ctx), shape_(shape), pack_(pack), bytes_(bytes), k_(k), v_(v) {
+    const int64_t K = shape.kv_heads;
+    shared_ = ctx.scratch.array<char>(0, kSharedSlot, static_cast<size_t>(plan.shared_count * K) * bytes);
+    if (plan.shared_count == 0) return;
+    ctx.pool.run(plan.block_count * K, [&](int64_t task, int) {
+      const KeyBlock& block = plan.blocks[task / K];
+      if (block.shared >= 0) pack_(shape_, task % K, block.keys, k_, v_, place(block, task % K));
+    });
+  }
+
+  const void* get(const KeyBlock& block, int64_t kv_head, int thread) const {
+    if (block.shared >= 0) return place(block, kv_head);
+    void* own = ctx_.scratch.get(thread, kPackSlot, bytes_);
+    pack_(shape_, kv_head, block.keys, k_, v_, own);
+    return own;
+  }
+
+ private:
+  char* place(const KeyBlock& block, int64_t kv_head) const {
+    return shared_ + static_cast<size_t>(block.shared * shape_.kv_heads + kv_head) * bytes_;
+  }
+
+  Context& ctx_;
+  const kernels::AttentionShape& shape_;
+  const Pack pack_;
+  const size_t bytes_;
+  const void *k_, *v_;
+  char* shared_;
+};
+
 }  // namespace
 
 void attention(Context& ctx, const kernels::AttentionShape& shape, const Segments& segments, const void* q,
                const void* k, const void* v, const int32_t* q_rows, int64_t Mq, void* out, float* lse) {
   const AttentionPlan plan = plan_attention(ctx, segments, q_rows, Mq, shape.heads / shape.kv_heads, shape.window);
   const kernels::AttentionTable& kernel = ctx.kernels.attention;
+  const PackedKeys packed(ctx, shape, plan, kernel.forward_pack, kernel.forward_pack_bytes(shape), k, v);
   const size_t bytes = kernel.forward_bytes(shape);
   ctx.pool.run(plan.chunk_count * shape.kv_heads, [&](int64_t task, int thread) {
     const QueryChunk& queries = plan.chunks[task / shape.kv_heads];
     const kernels::AttentionChunk chunk = chunk_of_head(queries, task % shape.kv_heads, q_rows);
     void* state = ctx.scratch.get(thread, kStateSlot, bytes);
     kernel.forward_begin(shape, chunk, q, state);
-    for (int64_t i = queries.first_visit; i < queries.end_visit; ++i)
-      kernel.forward_keys(shape, chunk, plan.blocks[plan.visits[i].block].keys, k, v, state);
+    for (int64_t i = queries.first_visit; i < queries.end_visit; ++i) {
+      const KeyBlock& block = plan.blocks[plan.visits[i].block];
+      kernel.forward_keys(shape, chunk, block.keys, packed.get(block, chunk.kv_head, thread), state);
+    }
     kernel.forward_end(shape, chunk, out, lse, state);
   });
 }
@@ -50,6 +94,7 @@ void attention_backward(Context& ctx, const kernels::AttentionShape& shape, cons
                         const int32_t* q_rows, int64_t Mq, void* dq, void* dk, void* dv) {
   const AttentionPlan plan = plan_attention(ctx, segments, q_rows, Mq, shape.heads / shape.kv_heads, shape.window);
   const kernels::AttentionTable& kernel = ctx.kernels.attention;
+  const PackedKeys packed(ctx, shape, plan, kernel.backward_pack, kernel.backward_pack_bytes(shape), k, v);
   const size_t bytes = kernel.backward_bytes(shape);
   const int64_t K = shape.kv_heads, width = kernels::attention_width(shape.E), head_sums = plan.sum_rows * width;
   float* dk_sums = ctx.scratch.array<float>(0, kSumsSlot, static_cast<size_t>(2 * K * head_sums));
@@ -81,13 +126,14 @@ void attention_backward(Context& ctx, const kernels::AttentionShape& shape, cons
       float* dk_sum = dk_sums + kv_head * head_sums + block.sum_row * width;
       float* dv_sum = dv_sums + kv_head * head_sums + block.sum_row * width;
       std::atomic<int32_t>& done = turns[kv_head * plan.block_count + visit.block];
+      const void* block_keys = packed.get(block, kv_head, thread);
       await_turn(done, visit.ticket);
       if (visit.ticket == 0) {
         const size_t size = static_cast<size_t>(kernels::attention_sum_rows(block.keys.count) * width) * sizeof(float);
         std::memset(dk_sum, 0, size);
         std::memset(dv_sum, 0, size);
       }
-      kernel.backward_keys(shape, chunk, block.keys, k, v, dk_sum, dv_sum, state);
+      kernel.backward_keys(shape, chunk, block.keys, block_keys, dk_sum, dv_sum, state);
       if (visit.ticket + 1 == block.visits) kernel.backward_store(shape, kv_head, block.keys, dk_sum, dv_sum, dk, dv);
       done.store(visit.ticket + 1, std::memory_order_release);
     }
@@ -114,7 +160,8 @@ void attention_decode(Context& ctx, const kernels::AttentionShape& shape, const 
     const int64_t part = task % parts, kv_head = task / parts % K, b = task / parts / K;
     const int64_t begin = first_key(b) + part * kDecodeKeys, end = part_end(b, part);
     if (begin >= end) return;
-    float* scores = ctx.scratch.array<float>(thread, kStateSlot, static_cast<size_t>(group * (kDecodeKeys + 16)));
+    float* scores = ctx.scratch.array<float>(thread, kStateSlot,
+                                             static_cast<size_t>(kernels::ATTENTION_DECODE_HEADS * kDecodeKeys));
     float* o = partials + task * partial;
     ctx.kernels.attention.decode(shape, kv_head, q + (b * H + kv_head * group) * E, k[b], v[b], begin, end, o,
                                  o + group * E, o + group * (E + 1), scores);

@@ -12,6 +12,6 @@
 #include "kernels/attention_decode.inl"
 
 static const AttentionTable attention_table = {
-    forward_bytes,  backward_bytes, forward_begin, forward_keys,   forward_end,
-    backward_begin, backward_keys,  backward_end,  backward_store, decode,
+    forward_bytes, backward_bytes, forward_pack_bytes, backward_pack_bytes, forward_pack, backward_pack,  forward_begin,
+    forward_keys,  forward_end,    backward_begin,     backward_keys,       backward_end, backward_store, decode,
 };

@@ -12,7 +12,6 @@ struct BackwardState {
   float *base, *d;              // [panel][PANEL]: minus lse in units of log2, and D
   float *low, *high;            // [panel][PANEL]
   int32_t* started;             // [panel]: dq holds something
-  word *k, *v, *k_pairs;        // the block: k, v [key][E/WORD], k_pairs [key/WORD][round_up(E, TILE_ROWS)]
   act_t *p, *ds;                // [key][rows of a chunk]: left operands of dV and dK
   word* ds_words;               // [key/WORD][PANEL]: right operand of dQ
 };
@@ -34,9 +33,6 @@ static size_t backward_state(const AttentionShape& s, const AttentionChunk* chun
   cut(base, used, size_t(rows) * 4, (void**)&state->low);
   cut(base, used, size_t(rows) * 4, (void**)&state->high);
   cut(base, used, size_t(rows / PANEL) * 4, (void**)&state->started);
-  cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->k);
-  cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->v);
-  cut(base, used, size_t(ATTENTION_KEYS / WORD * E_rows) * sizeof(word), (void**)&state->k_pairs);
   cut(base, used, size_t(ATTENTION_KEYS * rows) * sizeof(act_t), (void**)&state->p);
   cut(base, used, size_t(ATTENTION_KEYS * rows) * sizeof(act_t), (void**)&state->ds);
   return cut(base, used, size_t(ATTENTION_KEYS / WORD * PANEL) * sizeof(word), (void**)&state->ds_words);
@@ -44,6 +40,32 @@ static size_t backward_state(const AttentionShape& s, const AttentionChunk* chun
 static size_t backward_bytes(const AttentionShape& s) {
   BackwardState state;
   return backward_state(s, 0, 0, &state);
+}
+
+// A block of keys: k, v [key][E/WORD], k_pairs [key/WORD][round_up(E, TILE_ROWS)].
+struct BackwardKeys {
+  word *k, *v, *k_pairs;
+};
+static size_t backward_key_parts(const AttentionShape& s, const void* packed, BackwardKeys* parts) {
+  size_t used = 0;
+  cut((char*)packed, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&parts->k);
+  cut((char*)packed, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&parts->v);
+  return cut((char*)packed, used, size_t(ATTENTION_KEYS / WORD * round_up(s.E, TILE_ROWS)) * sizeof(word),
+             (void**)&parts->k_pairs);
+}
+static size_t backward_pack_bytes(const AttentionShape& s) {
+  BackwardKeys parts;
+  return backward_key_parts(s, 0, &parts);
+}
+static void backward_pack(const AttentionShape& s, int64_t kv_head, const AttentionKeys& keys, const void* k,
+                          const void* v, void* packed) {
+  BackwardKeys parts;
+  backward_key_parts(s, packed, &parts);
+  const int64_t row_step = s.kv_heads * s.E, at = keys.begin * row_step + kv_head * s.E;
+  const int64_t padded = round_up(keys.count, TILE_ROWS);
+  pack_rows((const act_t*)k + at, row_step, keys.count, padded, s.E, parts.k);
+  pack_rows((const act_t*)v + at, row_step, keys.count, padded, s.E, parts.v);
+  pack_pairs((const act_t*)k + at, row_step, keys.count, padded, s.E, round_up(s.E, TILE_ROWS), parts.k_pairs);
 }
 
 static void backward_begin(const AttentionShape& s, const AttentionChunk& chunk, const void* q, const void* out,
@@ -73,72 +95,108 @@ static void backward_begin(const AttentionShape& s, const AttentionChunk& chunk,
 
 // One row of P or dS, as values along the query rows.
 template <int NV>
-LOCALSFT_INLINE void store_row(act_t* out, const vf (&x)[NV]) {
-  for (int v = 0; v < NV; ++v) vstore_act(out + v * LANES, x[v]);
+LOCALSFT_INLINE void store_row(act_t* out, const vf* x) {
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  if (NV >= 2) _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]));
+  if (NV != 2) vstore_act(out + (NV - 1) * LANES, x[NV - 1]);
+#else
+  LOCALSFT_UNROLL for (int v = 0; v < NV; ++v) vstore_act(out + v * LANES, x[v]);
+#endif
+}
+
+template <int NV>
+struct PairTile {
+  vf p[PAIR_ROWS][NV], ds[PAIR_ROWS][NV];  // first K·Q and V·dO, then P and dS
+};
+
+// P and dS of a tile of keys into the three places where tiles read them.
+template <int NV>
+LOCALSFT_INLINE void store_gradients(const BackwardState& state, int64_t panel, int64_t key, const PairTile<NV>& tile) {
+  LOCALSFT_UNROLL for (int r = 0; r < PAIR_ROWS; ++r) {
+    store_row<NV>(state.p + (key + r) * CHUNK_ROWS + panel * PANEL, tile.p[r]);
+    store_row<NV>(state.ds + (key + r) * CHUNK_ROWS + panel * PANEL, tile.ds[r]);
+  }
+  LOCALSFT_UNROLL for (int r = 0; r < PAIR_ROWS; r += WORD) LOCALSFT_UNROLL for (int v = 0; v < NV; ++v) {
+    vf pair[WORD];
+    LOCALSFT_UNROLL for (int w = 0; w < WORD; ++w) pair[w] = tile.ds[r + w][v];
+    store_pair(state.ds_words + (key + r) / WORD * PANEL + v * LANES, pair);
+  }
+}
+
+// With a soft cap, or where some row does not see some key.
+template <int NV>
+static void finish_gradients(const AttentionShape& s, const AttentionKeys& keys, const BackwardState& state,
+                             int64_t panel, int64_t key, PairTile<NV>& tile) {
+  const ScoreRule rule(s);
+  const vf last = vset(float(keys.position + keys.count));
+  for (int v = 0; v < NV; ++v) {
+    const int64_t lane = panel * PANEL + v * LANES;
+    const vf low = vload(state.low + lane), high = vmin(vload(state.high + lane), last);
+    for (int r = 0; r < PAIR_ROWS; ++r) {
+      const vf x = score(rule, tile.p[r][v]);
+      const vf p = vexp2(vfma(vset(rule.unit), x, vload(state.base + lane)));
+      tile.p[r][v] = where_visible(p, vset(float(keys.position + key + r)), low, high, vzero());
+      tile.ds[r][v] = vmul(tile.p[r][v], vsub(tile.ds[r][v], vload(state.d + lane)));
+      if (rule.capped) tile.ds[r][v] = vmul(tile.ds[r][v], score_slope(x));
+    }
+  }
+  store_gradients<NV>(state, panel, key, tile);
 }
 
 // P and dS of one panel for the keys [begin, end) (multiples of PAIR_ROWS).
 template <int NV>
-static void panel_gradients(const AttentionShape& s, const AttentionKeys& keys, const BackwardState& state,
-                            int64_t panel, int64_t begin, int64_t end, const KeyRange& range) {
+static void panel_gradients(const AttentionShape& s, const AttentionKeys& keys, const BackwardKeys& parts,
+                            const BackwardState& state, int64_t panel, int64_t begin, int64_t end,
+                            const KeyRange& range) {
   const int64_t width = s.E / WORD;
-  const ScoreRule rule(s);
-  const vf unit = vset(rule.unit);
-  const float last = float(keys.position + keys.count);
+  const vf unit = vset(ScoreRule(s).unit);
   const word *q = state.q + panel * width * PANEL, *d_out = state.d_out + panel * width * PANEL;
   for (int64_t key = begin; key < end; key += PAIR_ROWS) {
-    vf scores[PAIR_ROWS][NV], dp[PAIR_ROWS][NV];
+    PairTile<NV> sums;
     for (int r = 0; r < PAIR_ROWS; ++r)
-      for (int v = 0; v < NV; ++v) scores[r][v] = dp[r][v] = vzero();
-    tile<PAIR_ROWS, NV>(state.k + key * width, width, 1, q, PANEL, width, scores);
-    tile<PAIR_ROWS, NV>(state.v + key * width, width, 1, d_out, PANEL, width, dp);
-    const bool all = key >= range.all_begin && key + PAIR_ROWS <= range.all_end;
-    for (int v = 0; v < NV; ++v) {
+      for (int v = 0; v < NV; ++v) sums.p[r][v] = sums.ds[r][v] = vzero();
+    tile<PAIR_ROWS, NV>(parts.k + key * width, width, 1, q, PANEL, width, sums.p);
+    tile<PAIR_ROWS, NV>(parts.v + key * width, width, 1, d_out, PANEL, width, sums.ds);
+    if (s.softcap > 0 || key < range.all_begin || key + PAIR_ROWS > range.all_end) {
+      PairTile<NV> kept;  // a copy in memory: `sums` itself stays in registers
+      LOCALSFT_UNROLL for (int r = 0; r < PAIR_ROWS; ++r) LOCALSFT_UNROLL for (int v = 0; v < NV; ++v)
+          kept.p[r][v] = sums.p[r][v],
+          kept.ds[r][v] = sums.ds[r][v];
+      finish_gradients<NV>(s, keys, state, panel, key, kept);
+      continue;
+    }
+    LOCALSFT_UNROLL for (int v = 0; v < NV; ++v) {
       const int64_t lane = panel * PANEL + v * LANES;
       const vf base = vload(state.base + lane), d = vload(state.d + lane);
-      for (int r = 0; r < PAIR_ROWS; ++r) {
-        const vf x = score(rule, scores[r][v]);
-        vf p = vexp2(vfma(unit, x, base));
-        if (!all)
-          p = where_visible(p, vset(float(keys.position + key + r)), vload(state.low + lane),
-                            vmin(vload(state.high + lane), vset(last)), vzero());
-        vf ds = vmul(p, vsub(dp[r][v], d));
-        if (rule.capped) ds = vmul(ds, score_slope(x));
-        scores[r][v] = p;
-        dp[r][v] = ds;
-      }
-      for (int r = 0; r < PAIR_ROWS; r += WORD) {
-        vf pair[WORD];
-        for (int w = 0; w < WORD; ++w) pair[w] = dp[r + w][v];
-        store_pair(state.ds_words + (key + r) / WORD * PANEL + v * LANES, pair);
+      LOCALSFT_UNROLL for (int r = 0; r < PAIR_ROWS; ++r) {
+        sums.p[r][v] = vexp2(vfma(unit, sums.p[r][v], base));
+        sums.ds[r][v] = vmul(sums.p[r][v], vsub(sums.ds[r][v], d));
       }
     }
-    for (int r = 0; r < PAIR_ROWS; ++r) {
-      store_row<NV>(state.p + (key + r) * CHUNK_ROWS + panel * PANEL, scores[r]);
-      store_row<NV>(state.ds + (key + r) * CHUNK_ROWS + panel * PANEL, dp[r]);
-    }
+    store_gradients<NV>(state, panel, key, sums);
   }
 }
 
 template <int NV, Meeting MEETING>
-LOCALSFT_INLINE void add_query_gradients(const AttentionShape& s, const BackwardState& state, int64_t panel,
-                                         int64_t begin, int64_t end) {
+LOCALSFT_INLINE void add_query_gradients(const AttentionShape& s, const word* k_pairs, const BackwardState& state,
+                                         int64_t panel, int64_t begin, int64_t end) {
   const int64_t E_rows = round_up(s.E, TILE_ROWS);
   float* dq = state.dq + panel * E_rows * PANEL;
   for (int64_t e = 0; e < E_rows; e += TILE_ROWS)
-    add_tile<TILE_ROWS, NV, MEETING>(state.k_pairs + begin / WORD * E_rows + e, 1, E_rows,
+    add_tile<TILE_ROWS, NV, MEETING>(k_pairs + begin / WORD * E_rows + e, 1, E_rows,
                                      state.ds_words + begin / WORD * PANEL, PANEL, (end - begin) / WORD, 0,
                                      dq + e * PANEL, PANEL);
 }
 
 template <int NV>
-static void backward_panel(const AttentionShape& s, const AttentionKeys& keys, const BackwardState& state,
-                           int64_t panel, int64_t begin, int64_t end, const KeyRange& range) {
-  panel_gradients<NV>(s, keys, state, panel, begin, end, range);
+static void backward_panel(const AttentionShape& s, const AttentionKeys& keys, const BackwardKeys& parts,
+                           const BackwardState& state, int64_t panel, int64_t begin, int64_t end,
+                           const KeyRange& range) {
+  panel_gradients<NV>(s, keys, parts, state, panel, begin, end, range);
   if (state.started[panel])
-    add_query_gradients<NV, ADD>(s, state, panel, begin, end);
+    add_query_gradients<NV, ADD>(s, parts.k_pairs, state, panel, begin, end);
   else
-    add_query_gradients<NV, SET>(s, state, panel, begin, end);
+    add_query_gradients<NV, SET>(s, parts.k_pairs, state, panel, begin, end);
   state.started[panel] = 1;
 }
 
@@ -156,15 +214,12 @@ LOCALSFT_INLINE void add_key_sums(const act_t* left, const word* right, int64_t 
 }
 
 static void backward_keys(const AttentionShape& s, const AttentionChunk& chunk, const AttentionKeys& keys,
-                          const void* k, const void* v, float* dk, float* dv, void* memory) {
+                          const void* packed, float* dk, float* dv, void* memory) {
   BackwardState state;
   backward_state(s, &chunk, memory, &state);
-  const int64_t row_step = s.kv_heads * s.E, at = keys.begin * row_step + chunk.kv_head * s.E,
-                width = attention_width(s.E);
-  const int64_t padded = round_up(keys.count, TILE_ROWS);
-  pack_rows((const act_t*)k + at, row_step, keys.count, padded, s.E, state.k);
-  pack_rows((const act_t*)v + at, row_step, keys.count, padded, s.E, state.v);
-  pack_pairs((const act_t*)k + at, row_step, keys.count, padded, s.E, round_up(s.E, TILE_ROWS), state.k_pairs);
+  BackwardKeys parts;
+  backward_key_parts(s, packed, &parts);
+  const int64_t width = attention_width(s.E);
 
   int64_t seen_begin[CHUNK_ROWS / PANEL], seen_end[CHUNK_ROWS / PANEL];  // keys of each panel whose P and dS exist
   for (int64_t panel = 0; panel < state.panels; ++panel) {
@@ -174,11 +229,11 @@ static void backward_keys(const AttentionShape& s, const AttentionChunk& chunk, 
     const int64_t rows = chunk.end - chunk.begin - panel * PANEL;
     if (seen_begin[panel] == seen_end[panel]) continue;
     if (rows > 2 * LANES)
-      backward_panel<3>(s, keys, state, panel, seen_begin[panel], seen_end[panel], range);
+      backward_panel<3>(s, keys, parts, state, panel, seen_begin[panel], seen_end[panel], range);
     else if (rows > LANES)
-      backward_panel<2>(s, keys, state, panel, seen_begin[panel], seen_end[panel], range);
+      backward_panel<2>(s, keys, parts, state, panel, seen_begin[panel], seen_end[panel], range);
     else
-      backward_panel<1>(s, keys, state, panel, seen_begin[panel], seen_end[panel], range);
+      backward_panel<1>(s, keys, parts, state, panel, seen_begin[panel], seen_end[panel], range);
   }
 
   // Rows rise in position, so the panels that see a tile of keys are neighbours.

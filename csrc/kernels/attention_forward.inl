@@ -11,7 +11,6 @@ struct ForwardState {
   float *m, *l;       // [panel][PANEL]; m as ScoreRule's scores
   float *low, *high;  // [panel][PANEL]
   int32_t* started;   // [panel]: o holds something
-  word *k, *v;        // the block: k [key][E/WORD], v [key/WORD][round_up(E, TILE_ROWS)]
   float* s;           // [key][PANEL]: scores, then in the same place the words of P, [key/WORD][PANEL]
 };
 
@@ -33,13 +32,35 @@ static size_t forward_state(const AttentionShape& s, const AttentionChunk* chunk
   cut(base, used, size_t(rows) * 4, (void**)&state->low);
   cut(base, used, size_t(rows) * 4, (void**)&state->high);
   cut(base, used, size_t(rows / PANEL) * 4, (void**)&state->started);
-  cut(base, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&state->k);
-  cut(base, used, size_t(ATTENTION_KEYS / WORD * E_rows) * sizeof(word), (void**)&state->v);
   return cut(base, used, size_t(ATTENTION_KEYS * PANEL) * 4, (void**)&state->s);
 }
 static size_t forward_bytes(const AttentionShape& s) {
   ForwardState state;
   return forward_state(s, 0, 0, &state);
+}
+
+// A block of keys: k [key][E/WORD], v [key/WORD][round_up(E, TILE_ROWS)].
+struct ForwardKeys {
+  word *k, *v;
+};
+static size_t forward_key_parts(const AttentionShape& s, const void* packed, ForwardKeys* parts) {
+  size_t used = 0;
+  cut((char*)packed, used, size_t(ATTENTION_KEYS * s.E / WORD) * sizeof(word), (void**)&parts->k);
+  return cut((char*)packed, used, size_t(ATTENTION_KEYS / WORD * round_up(s.E, TILE_ROWS)) * sizeof(word),
+             (void**)&parts->v);
+}
+static size_t forward_pack_bytes(const AttentionShape& s) {
+  ForwardKeys parts;
+  return forward_key_parts(s, 0, &parts);
+}
+static void forward_pack(const AttentionShape& s, int64_t kv_head, const AttentionKeys& keys, const void* k,
+                         const void* v, void* packed) {
+  ForwardKeys parts;
+  forward_key_parts(s, packed, &parts);
+  const int64_t row_step = s.kv_heads * s.E, at = keys.begin * row_step + kv_head * s.E;
+  const int64_t padded = round_up(keys.count, TILE_ROWS);
+  pack_rows((const act_t*)k + at, row_step, keys.count, padded, s.E, parts.k);
+  pack_pairs((const act_t*)v + at, row_step, keys.count, padded, s.E, round_up(s.E, TILE_ROWS), parts.v);
 }
 
 static void forward_begin(const AttentionShape& s, const AttentionChunk& chunk, const void* q, void* memory) {
@@ -52,30 +73,45 @@ static void forward_begin(const AttentionShape& s, const AttentionChunk& chunk, 
   for (int64_t panel = 0; panel < state.panels; ++panel) state.started[panel] = 0;
 }
 
+// The products of the keys [begin, end) (multiples of TILE_ROWS) with one panel, in state.s -> their scores.
+template <int NV>
+static void finish_scores(const AttentionShape& s, const AttentionKeys& keys, const ForwardState& state, int64_t panel,
+                          int64_t begin, int64_t end) {
+  const ScoreRule rule(s);
+  for (int v = 0; v < NV; ++v) {
+    const int64_t lane = panel * PANEL + v * LANES;
+    const vf low = vload(state.low + lane);
+    const vf high = vmin(vload(state.high + lane), vset(float(keys.position + keys.count)));
+    for (int64_t key = begin; key < end; ++key) {
+      float* at = state.s + key * PANEL + v * LANES;
+      vstore(at,
+             where_visible(score(rule, vload(at)), vset(float(keys.position + key)), low, high, vset(MINUS_INFINITY)));
+    }
+  }
+}
+
 // Scores of the keys [begin, end) (multiples of TILE_ROWS) of one panel into state.s; raises m.
 template <int NV>
-static void panel_scores(const AttentionShape& s, const AttentionKeys& keys, const ForwardState& state, int64_t panel,
-                         int64_t begin, int64_t end, const KeyRange& range, vf (&m)[NV]) {
+static void panel_scores(const AttentionShape& s, const AttentionKeys& keys, const word* k, const ForwardState& state,
+                         int64_t panel, int64_t begin, int64_t end, const KeyRange& range, vf (&m)[NV]) {
   const int64_t width = s.E / WORD;
-  const ScoreRule rule(s);
-  vf low[NV], high[NV];
-  for (int v = 0; v < NV; ++v) {
-    low[v] = vload(state.low + panel * PANEL + v * LANES);
-    high[v] = vmin(vload(state.high + panel * PANEL + v * LANES), vset(float(keys.position + keys.count)));
-  }
+  const word* q = state.q + panel * width * PANEL;
   for (int64_t key = begin; key < end; key += TILE_ROWS) {
     vf sums[TILE_ROWS][NV];
     for (int r = 0; r < TILE_ROWS; ++r)
       for (int v = 0; v < NV; ++v) sums[r][v] = vzero();
-    tile<TILE_ROWS, NV>(state.k + key * width, width, 1, state.q + panel * width * PANEL, PANEL, width, sums);
-    const bool all = key >= range.all_begin && key + TILE_ROWS <= range.all_end;
-    for (int r = 0; r < TILE_ROWS; ++r)
-      for (int v = 0; v < NV; ++v) {
-        vf x = score(rule, sums[r][v]);
-        if (!all) x = where_visible(x, vset(float(keys.position + key + r)), low[v], high[v], vset(MINUS_INFINITY));
-        m[v] = vmax(m[v], x);
-        vstore(state.s + (key + r) * PANEL + v * LANES, x);
-      }
+    tile<TILE_ROWS, NV>(k + key * width, width, 1, q, PANEL, width, sums);
+    float* at = state.s + key * PANEL;
+    LOCALSFT_UNROLL for (int r = 0; r < TILE_ROWS; ++r) LOCALSFT_UNROLL for (int v = 0; v < NV; ++v)
+        vstore(at + r * PANEL + v * LANES, sums[r][v]);
+    if (s.softcap > 0 || key < range.all_begin || key + TILE_ROWS > range.all_end) {
+      finish_scores<NV>(s, keys, state, panel, key, key + TILE_ROWS);
+      for (int r = 0; r < TILE_ROWS; ++r)
+        for (int v = 0; v < NV; ++v) m[v] = vmax(m[v], vload(at + r * PANEL + v * LANES));
+    } else {
+      LOCALSFT_UNROLL for (int r = 0; r < TILE_ROWS; ++r) LOCALSFT_UNROLL for (int v = 0; v < NV; ++v) m[v] =
+          vmax(m[v], sums[r][v]);
+    }
   }
 }
 
@@ -98,26 +134,26 @@ LOCALSFT_INLINE void store_pair(word* out, const vf* p) {
 }
 
 template <int NV, Meeting MEETING>
-LOCALSFT_INLINE void add_values(const AttentionShape& s, const ForwardState& state, int64_t panel, int64_t begin,
-                                int64_t end, const float* factor) {
+LOCALSFT_INLINE void add_values(const AttentionShape& s, const word* v, const ForwardState& state, int64_t panel,
+                                int64_t begin, int64_t end, const float* factor) {
   const int64_t E_rows = round_up(s.E, TILE_ROWS);
   const word* p = (const word*)state.s + begin / WORD * PANEL;
   float* o = state.o + panel * E_rows * PANEL;
   for (int64_t e = 0; e < E_rows; e += TILE_ROWS)
-    add_tile<TILE_ROWS, NV, MEETING>(state.v + begin / WORD * E_rows + e, 1, E_rows, p, PANEL, (end - begin) / WORD,
-                                     factor, o + e * PANEL, PANEL);
+    add_tile<TILE_ROWS, NV, MEETING>(v + begin / WORD * E_rows + e, 1, E_rows, p, PANEL, (end - begin) / WORD, factor,
+                                     o + e * PANEL, PANEL);
 }
 
 template <int NV>
-static void forward_panel(const AttentionShape& s, const AttentionKeys& keys, const ForwardState& state,
-                          int64_t panel) {
+static void forward_panel(const AttentionShape& s, const AttentionKeys& keys, const ForwardKeys& parts,
+                          const ForwardState& state, int64_t panel) {
   const int64_t lane = panel * PANEL;
   const KeyRange range = key_range(keys, state.low + lane, state.high + lane);
   if (range.begin >= range.end) return;
   const int64_t begin = range.begin / TILE_ROWS * TILE_ROWS, end = round_up(range.end, TILE_ROWS);
   vf m[NV], l[NV], base[NV];
   for (int v = 0; v < NV; ++v) m[v] = vload(state.m + lane + v * LANES);
-  panel_scores<NV>(s, keys, state, panel, begin, end, range, m);
+  panel_scores<NV>(s, keys, parts.k, state, panel, begin, end, range, m);
   const vf unit = vset(ScoreRule(s).unit);
   float factor[NV * LANES];
   for (int v = 0; v < NV; ++v) {
@@ -139,28 +175,26 @@ static void forward_panel(const AttentionShape& s, const AttentionKeys& keys, co
     }
   for (int v = 0; v < NV; ++v) vstore(state.l + lane + v * LANES, l[v]);
   if (state.started[panel])
-    add_values<NV, SCALE_ADD>(s, state, panel, begin, end, factor);
+    add_values<NV, SCALE_ADD>(s, parts.v, state, panel, begin, end, factor);
   else
-    add_values<NV, SET>(s, state, panel, begin, end, 0);
+    add_values<NV, SET>(s, parts.v, state, panel, begin, end, 0);
   state.started[panel] = 1;
 }
 
-static void forward_keys(const AttentionShape& s, const AttentionChunk& chunk, const AttentionKeys& keys, const void* k,
-                         const void* v, void* memory) {
+static void forward_keys(const AttentionShape& s, const AttentionChunk& chunk, const AttentionKeys& keys,
+                         const void* packed, void* memory) {
   ForwardState state;
   forward_state(s, &chunk, memory, &state);
-  const int64_t row_step = s.kv_heads * s.E, at = keys.begin * row_step + chunk.kv_head * s.E;
-  const int64_t padded = round_up(keys.count, TILE_ROWS);
-  pack_rows((const act_t*)k + at, row_step, keys.count, padded, s.E, state.k);
-  pack_pairs((const act_t*)v + at, row_step, keys.count, padded, s.E, round_up(s.E, TILE_ROWS), state.v);
+  ForwardKeys parts;
+  forward_key_parts(s, packed, &parts);
   for (int64_t panel = 0; panel < state.panels; ++panel) {
     const int64_t rows = chunk.end - chunk.begin - panel * PANEL;
     if (rows > 2 * LANES)
-      forward_panel<3>(s, keys, state, panel);
+      forward_panel<3>(s, keys, parts, state, panel);
     else if (rows > LANES)
-      forward_panel<2>(s, keys, state, panel);
+      forward_panel<2>(s, keys, parts, state, panel);
     else
-      forward_panel<1>(s, keys, state, panel);
+      forward_panel<1>(s, keys, parts, state, panel);
   }
 }
 

@@ -35,7 +35,8 @@ LOCALSFT_INLINE void pair_two_rows(const act_t* first, const act_t* second, int6
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, first + e));
     const __m512i high =
         second ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, second + e)) : _mm512_setzero_si512();
-    _mm512_storeu_si512(out + e, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    _mm512_mask_storeu_epi32(out + e, lanes_mask(int(at_most(width - e, LANES))),
+                             _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
 #else
   (void)second;

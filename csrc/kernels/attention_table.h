@@ -13,8 +13,9 @@ namespace localsft {
 namespace kernels {
 
 enum {
-  ATTENTION_KEYS = 64,   // keys of a block, at most
-  ATTENTION_ROWS = 192,  // rows of a chunk, at most
+  ATTENTION_KEYS = 64,         // keys of a block, at most
+  ATTENTION_ROWS = 192,        // rows of a chunk, at most
+  ATTENTION_DECODE_HEADS = 4,  // heads of a group that decode takes at a time
 };
 
 // What is the same for a whole call.
@@ -38,30 +39,37 @@ struct AttentionKeys {
 };
 
 struct AttentionTable {
-  // Bytes of the state that one thread needs for a chunk, forward and backward; 64-byte aligned.
+  // Bytes of the state that one thread needs for a chunk, and of one packed block of keys; multiples of 64.
   size_t (*forward_bytes)(const AttentionShape& shape);
   size_t (*backward_bytes)(const AttentionShape& shape);
+  size_t (*forward_pack_bytes)(const AttentionShape& shape);
+  size_t (*backward_pack_bytes)(const AttentionShape& shape);
 
-  // q act (Mq, H·E), k and v act (T, K·E) -> out act (Mq, H·E), lse float (Mq, H).
+  // k, v act (T, K·E) -> one block of one key/value head in the layouts that the tiles read.
+  void (*forward_pack)(const AttentionShape& shape, int64_t kv_head, const AttentionKeys& keys, const void* k,
+                       const void* v, void* packed);
+  void (*backward_pack)(const AttentionShape& shape, int64_t kv_head, const AttentionKeys& keys, const void* k,
+                        const void* v, void* packed);
+
+  // q act (Mq, H·E) -> out act (Mq, H·E), lse float (Mq, H).
   void (*forward_begin)(const AttentionShape& shape, const AttentionChunk& chunk, const void* q, void* state);
   void (*forward_keys)(const AttentionShape& shape, const AttentionChunk& chunk, const AttentionKeys& keys,
-                       const void* k, const void* v, void* state);
+                       const void* packed, void* state);
   void (*forward_end)(const AttentionShape& shape, const AttentionChunk& chunk, void* out, float* lse, void* state);
 
   // dk, dv: float (attention_sum_rows(count), attention_width(E)) sums of the block, added to; dk not yet times scale.
   void (*backward_begin)(const AttentionShape& shape, const AttentionChunk& chunk, const void* q, const void* out,
                          const float* lse, const void* d_out, void* state);
   void (*backward_keys)(const AttentionShape& shape, const AttentionChunk& chunk, const AttentionKeys& keys,
-                        const void* k, const void* v, float* dk, float* dv, void* state);
+                        const void* packed, float* dk, float* dv, void* state);
   void (*backward_end)(const AttentionShape& shape, const AttentionChunk& chunk, void* dq, void* state);
   // The finished sums of a block -> dk, dv act (T, K·E).
   void (*backward_store)(const AttentionShape& shape, int64_t kv_head, const AttentionKeys& keys, const float* dk_sum,
                          const float* dv_sum, void* dk, void* dv);
 
   // One token that sees keys [begin, end) of a cache k, v act (capacity, K·E): for each of the G heads of kv_head, from
-  // q float (G, E): the sum o float (G, E) of 2^(score - m)·v, the largest score m (G,), in units of log2, and the sum
-  // l (G,) of e^(score
-  // - m).
+  // q float (G, E): the largest score m (G,) in units of log2, the sum l (G,) of 2^(score - m) and o float (G, E), that
+  // of 2^(score - m)·v. scores: work, float (ATTENTION_DECODE_HEADS, end - begin rounded up to 16).
   void (*decode)(const AttentionShape& shape, int64_t kv_head, const float* q, const void* k, const void* v,
                  int64_t begin, int64_t end, float* o, float* m, float* l, float* scores);
 };

@@ -30,6 +30,13 @@ enum { PANEL_VECTORS = 3, PANEL = PANEL_VECTORS * LANES };  // query rows side b
 // Members are always inlined: an object of an ISA has no symbols that another could share.
 #define LOCALSFT_MEMBER __attribute__((always_inline)) inline
 
+// Unrolled whole, so that an array of vectors indexed by the loop stays in registers.
+#if defined(__clang__)
+#define LOCALSFT_UNROLL _Pragma("unroll")
+#else
+#define LOCALSFT_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 LOCALSFT_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 LOCALSFT_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 LOCALSFT_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
