@@ -35,15 +35,12 @@ struct Cutter {
     return blocks;
   }
 
-  int64_t cut_blocks(KeyBlock* blocks) const {
-    int64_t sum_row = 0;
+  void cut_blocks(KeyBlock* blocks) const {
     for (int64_t s = 0; s < segments.count; ++s)
       for (int64_t at = 0; at < length(s); at += ATTENTION_KEYS) {
         const int64_t count = std::min<int64_t>(ATTENTION_KEYS, length(s) - at);
-        *blocks++ = {{segments.starts[s] + at, count, offsets[s] + at}, sum_row, 0, -1};
-        sum_row += kernels::attention_sum_rows(count);
+        *blocks++ = {{segments.starts[s] + at, count, offsets[s] + at}, 0, -1};
       }
-    return sum_row;
   }
 
   // Calls fn(segment, begin, end) for the chunks in rising order: rows of one segment, in parts of nearly equal size.
@@ -91,7 +88,7 @@ AttentionPlan plan_attention(Context& ctx, const Segments& segments, const int32
   AttentionPlan plan{};
   plan.block_count = cutter.number_blocks();
   auto* blocks = ctx.scratch.array<KeyBlock>(0, AttentionPlan::kPlanSlot + 1, static_cast<size_t>(plan.block_count));
-  plan.sum_rows = cutter.cut_blocks(blocks);
+  cutter.cut_blocks(blocks);
 
   int64_t visit_count = 0;
   cutter.each_chunk([&](int64_t s, int64_t begin, int64_t end) {

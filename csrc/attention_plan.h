@@ -18,9 +18,8 @@ struct Segments {
 // Keys of one segment, at most kernels::ATTENTION_KEYS.
 struct KeyBlock {
   kernels::AttentionKeys keys;
-  int64_t sum_row;  // its first row in the dk and dv sums of a key/value head
-  int32_t visits;   // chunks that see it
-  int32_t shared;   // its number among the blocks that several chunks see, else -1
+  int32_t visits;  // chunks that see it
+  int32_t shared;  // its number among the blocks that several chunks see, else -1
 };
 
 // One chunk of queries meets one block. The chunks that see a block do so in the order of their tickets 0, 1, ...
@@ -42,7 +41,6 @@ struct AttentionPlan {
   const KeyBlock* blocks;
   const Visit* visits;
   int64_t chunk_count, block_count, shared_count;
-  int64_t sum_rows;  // rows of the sums of one key/value head
 };
 
 // q_rows (Mq,) ascending token numbers; `group` query heads share a key/value head; window as in AttentionShape.

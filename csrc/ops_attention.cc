@@ -11,11 +11,12 @@ namespace localsft {
 
 namespace {
 
-constexpr int kStateSlot = 0;   // of each thread
-constexpr int kPackSlot = 1;    // of each thread: a block that only one chunk sees
-constexpr int kSharedSlot = 2;  // of thread 0: the blocks that several chunks see
-constexpr int kSumsSlot = 3;    // of thread 0
-constexpr int kTurnsSlot = 4;   // of thread 0
+constexpr int kStateSlot = 0;       // of each thread
+constexpr int kPackSlot = 1;        // of each thread: a block that only one chunk sees
+constexpr int kSharedSlot = 2;      // of thread 0: the blocks that several chunks see
+constexpr int kSumsSlot = 3;        // of each thread
+constexpr int kSharedSumsSlot = 4;  // of thread 0
+constexpr int kTurnsSlot = 5;       // of thread 0
 
 constexpr int64_t kDecodeKeys = 256;  // keys of a decode task: a long cache is shared among the threads
 
@@ -68,6 +69,31 @@ class PackedKeys {
   char* shared_;
 };
 
+// The sums dk and dv of a block of one key/value head, float (ATTENTION_KEYS, width) each: with the thread where only
+// one chunk adds to them, else shared.
+class KeySums {
+ public:
+  KeySums(Context& ctx, const kernels::AttentionShape& shape, const AttentionPlan& plan)
+      : ctx_(ctx), kv_heads_(shape.kv_heads), part_(kernels::ATTENTION_KEYS * kernels::attention_width(shape.E)) {
+    shared_ =
+        ctx.scratch.array<float>(0, kSharedSumsSlot, static_cast<size_t>(plan.shared_count * kv_heads_ * 2 * part_));
+  }
+
+  struct Pair {
+    float *dk, *dv;
+  };
+  Pair get(const KeyBlock& block, int64_t kv_head, int thread) const {
+    float* dk = block.shared >= 0 ? shared_ + (block.shared * kv_heads_ + kv_head) * 2 * part_
+                                  : ctx_.scratch.array<float>(thread, kSumsSlot, static_cast<size_t>(2 * part_));
+    return {dk, dk + part_};
+  }
+
+ private:
+  Context& ctx_;
+  const int64_t kv_heads_, part_;
+  float* shared_;
+};
+
 }  // namespace
 
 void attention(Context& ctx, const kernels::AttentionShape& shape, const Segments& segments, const void* q,
@@ -96,9 +122,8 @@ void attention_backward(Context& ctx, const kernels::AttentionShape& shape, cons
   const kernels::AttentionTable& kernel = ctx.kernels.attention;
   const PackedKeys packed(ctx, shape, plan, kernel.backward_pack, kernel.backward_pack_bytes(shape), k, v);
   const size_t bytes = kernel.backward_bytes(shape);
-  const int64_t K = shape.kv_heads, width = kernels::attention_width(shape.E), head_sums = plan.sum_rows * width;
-  float* dk_sums = ctx.scratch.array<float>(0, kSumsSlot, static_cast<size_t>(2 * K * head_sums));
-  float* dv_sums = dk_sums + K * head_sums;
+  const int64_t K = shape.kv_heads, width = kernels::attention_width(shape.E);
+  const KeySums sums(ctx, shape, plan);
   // Visits done to each block of each key/value head.
   const auto turn_count = static_cast<size_t>(K * plan.block_count);
   auto* turns = ctx.scratch.array<std::atomic<int32_t>>(0, kTurnsSlot, turn_count);
@@ -123,18 +148,17 @@ void attention_backward(Context& ctx, const kernels::AttentionShape& shape, cons
     for (int64_t i = queries.first_visit; i < queries.end_visit; ++i) {
       const Visit& visit = plan.visits[i];
       const KeyBlock& block = plan.blocks[visit.block];
-      float* dk_sum = dk_sums + kv_head * head_sums + block.sum_row * width;
-      float* dv_sum = dv_sums + kv_head * head_sums + block.sum_row * width;
+      const KeySums::Pair sum = sums.get(block, kv_head, thread);
       std::atomic<int32_t>& done = turns[kv_head * plan.block_count + visit.block];
       const void* block_keys = packed.get(block, kv_head, thread);
       await_turn(done, visit.ticket);
       if (visit.ticket == 0) {
         const size_t size = static_cast<size_t>(kernels::attention_sum_rows(block.keys.count) * width) * sizeof(float);
-        std::memset(dk_sum, 0, size);
-        std::memset(dv_sum, 0, size);
+        std::memset(sum.dk, 0, size);
+        std::memset(sum.dv, 0, size);
       }
-      kernel.backward_keys(shape, chunk, block.keys, block_keys, dk_sum, dv_sum, state);
-      if (visit.ticket + 1 == block.visits) kernel.backward_store(shape, kv_head, block.keys, dk_sum, dv_sum, dk, dv);
+      kernel.backward_keys(shape, chunk, block.keys, block_keys, sum.dk, sum.dv, state);
+      if (visit.ticket + 1 == block.visits) kernel.backward_store(shape, kv_head, block.keys, sum.dk, sum.dv, dk, dv);
       done.store(visit.ticket + 1, std::memory_order_release);
     }
     kernel.backward_end(shape, chunk, dq, state);
