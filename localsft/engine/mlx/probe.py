@@ -81,4 +81,4 @@ def _largest_difference(rows: mx.array, expected: mx.array) -> float:
 
 def _tolerance(dtype: mx.Dtype, layers: int) -> float:
     """Each layer adds its own rounding, of about the dtype's epsilon in relative terms; errors of layers add as a random walk."""
-    return 4 * float(mx.finfo(dtype).eps) * math.sqrt(layers)
+    return 2 * float(mx.finfo(dtype).eps) * math.sqrt(layers)
