@@ -1,5 +1,5 @@
 # For people:        make demo, make install, make test
-# For development:   make core, make lint, make test-all, make bench, make clean
+# For development:   make core, make lint, make test-all, make bench, make bench-mlx, make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ MODEL := smollm2-135m-instruct
 
 SOURCES := pyproject.toml CMakeLists.txt README.md $(shell find csrc localsft models examples -type f ! -name '*.so' ! -path '*/__pycache__/*')
 
-.PHONY: install demo test test-all lint bench core clean compiler
+.PHONY: install demo test test-all lint bench bench-mlx core clean compiler
 
 install: $(VENV)/installed
 
@@ -34,6 +34,10 @@ lint: $(VENV)/tests-installed
 bench: $(VENV)/tests-installed
 	$(BIN)/python bench/pack.py
 	$(BIN)/python bench/attention.py
+
+# Beside mlx_lm.lora on this machine's MLX device; BENCH="--model FOLDER --data FILE" for a model and rows of your own.
+bench-mlx: $(VENV)/tests-installed
+	$(BIN)/python bench/mlx_engine.py $(BENCH)
 
 $(VENV)/pip: | compiler
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "localsft needs Python 3.10 or newer; set PYTHON=...")'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,12 +21,14 @@ from localsft.weights.tensor import AffineQuantized, Dense
 def load_model(base: BaseModel, dtype: mx.Dtype | None = None) -> nn.Module:
     """The base as mlx-lm's model of its family, frozen, its floating tensors in ``dtype``.
 
-    By default a folder keeps its dtypes. A GGUF file computes in float16, the dtype of its scales, in which Q4_0 to Q8_0 stay
-    exact; bfloat16 would round them. Raises InputError for a family that mlx-lm lacks, or weights that do not fit it.
+    By default a folder keeps its dtypes. A quantized GGUF file computes in float16, the dtype of its scales, in which Q4_0 to
+    Q8_0 stay exact (bfloat16 would round them), or in float32 where the model's values are too large for that; one that is
+    not quantized, in the dtype of its embedding. Raises InputError for a family that mlx-lm lacks, or weights that do not fit it.
     """
     try:
         if base.config.source == "gguf":
-            model, dtype = _from_gguf(base), dtype or mx.float16
+            model = _from_gguf(base)
+            dtype = dtype or _dtype_of(model)
         else:
             model, _ = load_folder(base.path, lazy=True)
     except (ValueError, TypeError, KeyError) as error:
@@ -38,6 +41,27 @@ def load_model(base: BaseModel, dtype: mx.Dtype | None = None) -> nn.Module:
     model.freeze()
     mx.eval(model.parameters())
     return model
+
+
+def _dtype_of(model: nn.Module) -> mx.Dtype:
+    if not any(isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding) for _, module in model.named_modules()):
+        return model.model.embed_tokens.weight.dtype  # type: ignore[no-any-return]
+    largest = _largest_hidden(model)
+    return mx.float16 if largest < float(mx.finfo(mx.float16).max) / 2 else mx.float32
+
+
+def _largest_hidden(model: nn.Module) -> float:
+    """The largest value between the layers on a few tokens; infinite where it is not finite.
+
+    Large models keep one huge value in the hidden states of the first token of any text (arXiv:2402.17762): float16 ends at 65504.
+    """
+    hidden = model.model.embed_tokens(mx.arange(8)[None])
+    largest = 0.0
+    for layer in model.layers:
+        hidden = layer(hidden, "causal")
+        value = float(mx.abs(hidden).max())
+        largest = max(largest, value if math.isfinite(value) else math.inf)
+    return largest
 
 
 def to_mlx(values: NDArray[Any], bf16: bool = False) -> mx.array:

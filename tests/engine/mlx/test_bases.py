@@ -44,8 +44,15 @@ def test_gguf_computes_with_the_files_own_values(quantization: str, tmp_path: Pa
     expected = logits_of(dense)
     assert relative(engine.logits(EVERY), expected) < 1e-5
     half = MlxEngine(base, LORA, OPTIM)
-    assert half.info.details["precision"] == "float16"
+    assert half.info.details["precision"] == ("float32" if quantization == "F32" else "float16")
     assert relative(half.logits(EVERY), expected) < 32 * 2**-11  # each of some thirty operations rounds to 11 bits
+
+
+def test_values_too_large_for_float16_are_computed_in_float32(tmp_path: Path) -> None:
+    weights = llama_weights()
+    weights["model.layers.0.mlp.down_proj.weight"] *= 1e4
+    path = write_gguf(tmp_path / "m.gguf", "llama", weights, "Q8_0")
+    assert MlxEngine(load_base(path), LORA, OPTIM).info.details["precision"] == "float32"
 
 
 @pytest.mark.parametrize(("architecture", "bias", "norm"), [("qwen2", True, False), ("qwen3", False, True)])
