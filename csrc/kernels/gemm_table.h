@@ -30,8 +30,8 @@ struct Segment {
   int64_t steps;
 };
 
-// Where a tile goes: out = add + (before + tile), in this order. `before` (the sum of the earlier chunks of a reduction)
-// and `add` are float, null for none, and may be `out`.
+// Where a tile goes: out = add + (before + tile), in this order. `before` (the sum of the earlier chunks of a
+// reduction) and `add` are float, null for none, and may be `out`.
 struct Target {
   void* out;
   int64_t stride;
