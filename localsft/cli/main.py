@@ -13,7 +13,7 @@ from localsft import __version__
 from localsft.cli.command import ExampleGroup
 from localsft.errors import LocalsftError
 
-COMMANDS = ("demo", "train", "resume", "plan", "bench", "generate", "export", "verify", "import", "models", "doctor")
+COMMANDS = ("demo", "train", "resume", "plan", "data", "bench", "generate", "export", "verify", "import", "models", "doctor")
 INTERRUPTED = 130
 BUG = 70  # sysexits.h: an internal software error
 
