@@ -81,6 +81,7 @@ class DataConfig:
     path: str = setting("", "A file of conversations, or a folder with train, valid and test files.", flag=False)
     valid: str | None = setting(None, "Validation file. Default: the data folder's valid file, if there is one.")
     valid_fraction: Below1 = setting(0.0, "Hold out this fraction of the data for validation.")
+    allow_leakage: bool = setting(False, "Train although validation rows stand in the training data too.")
     mask: Literal["assistant", "last", "all"] = setting("assistant", "Supervise all assistant turns, only the last one, or every token.")
     max_length: Count = setting(2048, "Longest example in tokens; longer ones are reported and left out.")
     tokens_per_pack: Count = setting(2048, "Most tokens computed at once; bounds memory, never changes what is learned.")

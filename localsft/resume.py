@@ -10,7 +10,7 @@ from localsft.engine.distributed import ALONE, Team
 from localsft.errors import InputError, Refused, UsageError
 from localsft.plan import count_work
 from localsft.runs import Run
-from localsft.session import Examples, LoadedModel, check_team, fingerprint, open_fitting
+from localsft.session import Examples, LoadedModel, check_team, fingerprint, open_fitting, order_hash
 from localsft.train import Trainer
 
 
@@ -36,6 +36,11 @@ def resume_trainer(
     for name, part in (("train", examples.train), ("valid", examples.valid)):
         if name in info["data"] and info["data"][name]["fingerprint"] != fingerprint(part):
             raise Refused(f"{run.path}: the {name} examples are not those the run was started with; restore them, or start a new run")
+        if name in info["data"] and info["data"][name].get("order", order_hash(part)) != order_hash(part):
+            raise Refused(
+                f"{run.path}: the {name} rows are in another order than when the run was started, so that its batches would be others; "
+                "restore the order, or start a new run"
+            )
     checkpoint, skipped = newest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise InputError(f"{run.path} has no valid checkpoint to go on from; start a new run" + "".join(f" ({why})" for why in skipped))

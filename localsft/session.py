@@ -18,7 +18,9 @@ from localsft import __version__
 from localsft.batch import Example
 from localsft.checkpoint import BaseRef, load_adapter
 from localsft.config import TrainConfig, to_dict
-from localsft.data.load import LoadReport, Part, load_dataset, load_file
+from localsft.data.formats import read_conversations
+from localsft.data.leakage import Leak, find_leaks
+from localsft.data.load import LoadReport, Part, data_files, load_dataset, load_file
 from localsft.data.pack import pack_eval
 from localsft.data.render import chat_template
 from localsft.data.template import ChatTemplate
@@ -89,6 +91,25 @@ def load_examples(config: TrainConfig, model: LoadedModel) -> Examples:
     return Examples(train, valid, reports)
 
 
+def refuse_leakage(config: TrainConfig) -> list[Leak]:
+    """The validation rows that the training data repeats, where ``allow_leakage`` lets them pass.
+
+    Raises Refused where it does not: the validation loss would be that of rows which the run has learned by heart.
+    """
+    files = data_files(config.data.path)
+    valid = Path(config.data.valid) if config.data.valid is not None else files.get("valid")
+    if valid is None:
+        return []
+    leaks = find_leaks(read_conversations(files["train"]), read_conversations(valid))
+    if leaks and not config.data.allow_leakage:
+        exact = sum(leak.exact for leak in leaks)
+        raise Refused(
+            f"{valid}: {exact} rows are also in {files['train']} and {len(leaks) - exact} nearly so (first: {leaks[0]}); the validation "
+            "loss would measure memory; remove them from one side, split again with `localsft data split`, or pass --allow-leakage"
+        )
+    return leaks
+
+
 def hold_out(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Example], Sequence[Example]]:
     """A split that does not depend on the order of the rows: by the hash of each example; equal examples stay together."""
     hashes = sorted({_hash(example) for example in examples})
@@ -102,6 +123,11 @@ def hold_out(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Exa
 def fingerprint(examples: Sequence[Example]) -> str:
     """A hash of the examples (ids and weights) that does not depend on their order."""
     return xxhash.xxh3_128_hexdigest(b"".join(sorted(_hash(example) for example in examples)))
+
+
+def order_hash(examples: Sequence[Example]) -> str:
+    """A hash of the examples in their order, on which the batches of a run depend."""
+    return xxhash.xxh3_128_hexdigest(b"".join(map(_hash, examples)))
 
 
 def _hash(example: Example) -> bytes:
@@ -238,7 +264,7 @@ def run_info(config: TrainConfig, model: LoadedModel, examples: Examples, engine
         "base": {"name": model.name, "path": str(model.base.path), "hash": model.base.hash, "model_type": model.base.config.model_type},
         "engine": asdict(engine.info),
         "data": {
-            name: {**asdict(report), "fingerprint": fingerprint(part)}
+            name: {**asdict(report), "fingerprint": fingerprint(part), "order": order_hash(part)}
             for (name, report), part in zip(examples.reports.items(), (examples.train, examples.valid), strict=False)
         }
         | {"train_examples": len(examples.train), "valid_examples": len(examples.valid)},

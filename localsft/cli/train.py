@@ -47,6 +47,7 @@ def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: 
         model = open_model(config.model)
         examples = load_examples(config, model)
         report_examples(examples)
+        report_leakage(config)
         if dry_run:
             dry_run_report(config, examples, as_json)
             return
@@ -116,6 +117,14 @@ def report_examples(examples: Examples) -> None:
                 say(f"  {what}: {reason}: {count:,} (first at {report.first[reason]})")
     if examples.valid and "valid" not in examples.reports:
         say(f"valid: {len(examples.valid):,} of them held out")
+
+
+def report_leakage(config: TrainConfig) -> None:
+    """Refuse validation rows that stand in the training data too; with --allow-leakage, say how many there are."""
+    from localsft.session import refuse_leakage
+
+    if leaks := refuse_leakage(config):
+        say(f"  warning: {len(leaks):,} validation rows are in the training data, exactly or nearly (first: {leaks[0]})")
 
 
 def dry_run_report(config: TrainConfig, examples: Examples, as_json: bool) -> None:

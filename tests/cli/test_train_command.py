@@ -164,3 +164,26 @@ def test_a_run_on_changed_data_is_not_resumed(localsft: Localsft, work: Path) ->
     result = localsft("resume", "run")
     assert result.returncode == 3
     assert "the train examples are not those the run was started with" in result.stderr
+
+
+def test_a_run_on_reordered_rows_is_not_resumed(localsft: Localsft, work: Path) -> None:
+    localsft("train", "data", *FLAGS, "--epochs", "2", "--save-every", "2", "--out", "run")
+    shutil.rmtree(work / "run" / "checkpoints" / "step-0000006")
+    rows = (work / "data" / "train.jsonl").read_text().splitlines(keepends=True)
+    (work / "data" / "train.jsonl").write_text("".join(rows[::-1]))
+    result = localsft("resume", "run")
+    assert result.returncode == 3
+    assert "the train rows are in another order" in result.stderr
+
+
+def test_validation_rows_that_stand_in_the_training_data_are_refused(localsft: Localsft, work: Path) -> None:
+    with open(work / "data" / "valid.jsonl", "a") as file:
+        file.write((work / "data" / "train.jsonl").read_text().splitlines()[4] + "\n")
+    result = localsft("train", "data", *FLAGS, "--steps", "1", "--out", "run")
+    assert result.returncode == 3
+    assert "data/valid.jsonl:4 is the same as data/train.jsonl:5" in result.stderr
+    assert "--allow-leakage" in result.stderr
+    assert not (work / "run").exists()
+    allowed = localsft("train", "data", *FLAGS, "--steps", "1", "--out", "run", "--allow-leakage")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "warning: 1 validation rows are in the training data" in allowed.stderr

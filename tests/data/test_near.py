@@ -8,7 +8,7 @@ import pytest
 
 from localsft.data.near import NearIndex, near_groups
 
-WORDS = "invoice refund card charge account plan month renew cancel credit receipt address bank transfer tax seat upgrade".split()
+WORDS = ("invoice", "refund", "card", "charge", "account", "plan", "month", "renew", "cancel", "credit", "receipt", "address", "seat")
 
 
 def sentence(source: random.Random, words: int = 40) -> list[str]:
