@@ -8,7 +8,8 @@ rather than words: languages that write no spaces are compared as well as others
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,28 +25,44 @@ _NO_WORD = re.compile(r"[\W_]+")
 class NearIndex:
     """Texts by key. What is kept of a text is four bytes for each piece of it, and its signature."""
 
-    def __init__(self, threshold: float = THRESHOLD) -> None:
-        """``threshold``: the least Jaccard similarity, above 0 and at most 1, at which two texts are near."""
+    def __init__(self, threshold: float = THRESHOLD, ignored: frozenset[str] = frozenset()) -> None:
+        """``threshold``: the least Jaccard similarity, above 0 and at most 1, at which two texts are near. ``ignored``: pieces that
+        don't count, as ``common_pieces`` finds them."""
         from rensa import RMinHashLSH
 
         self.threshold = threshold
+        self._ignored = ignored
         self._lsh = RMinHashLSH(threshold, _PERMUTATIONS, _bands(threshold))
         self._pieces: dict[int, NDArray[np.uint32]] = {}
 
     def add(self, key: int, text: str) -> None:
-        """Keep ``text`` under ``key``, a number that was not given before. A text without letters or digits is near to nothing."""
-        if pieces := _pieces(text):
+        """Keep ``text`` under ``key``, a number that was not given before. A text of which nothing counts is near to nothing."""
+        if pieces := self._counted(text):
             self._lsh.insert(key, _signature(pieces))
             self._pieces[key] = _hashes(pieces)
 
     def near(self, text: str) -> list[tuple[int, float]]:
         """Keys of the texts that are near, with their similarity, the most similar first."""
-        pieces = _pieces(text)
+        pieces = self._counted(text)
         if not pieces:
             return []
         own = _hashes(pieces)
         found = [(key, _jaccard(own, self._pieces[key])) for key in set(self._lsh.query(_signature(pieces)))]
         return sorted(((key, value) for key, value in found if value >= self.threshold), key=lambda pair: (-pair[1], pair[0]))
+
+    def _counted(self, text: str) -> list[str]:
+        return [piece for piece in _pieces(text) if piece not in self._ignored]
+
+
+def common_pieces(texts: Sequence[str], share: float = 0.2, rows: int = 10, sample: int = 2000) -> frozenset[str]:
+    """The pieces that stand in more than ``share`` of the texts, and in more than ``rows`` of them: instructions, forms, greetings.
+
+    Of many texts, ``sample`` are looked at, evenly spread.
+    """
+    chosen = texts[:: max(1, len(texts) // sample)]
+    counts = Counter(piece for text in chosen for piece in _pieces(text))
+    least = max(share * len(chosen), rows)
+    return frozenset(piece for piece, count in counts.items() if count > least)
 
 
 def near_groups(texts: Iterable[str], threshold: float = THRESHOLD) -> list[int]:

@@ -42,7 +42,10 @@ def test_a_row_with_other_case_and_one_more_letter_is_found() -> None:
 
 
 def test_rows_that_share_only_the_form_are_not_leaks() -> None:
-    assert not find_leaks(TRAIN, [row(3, FORM + "Teaches children to swim", "25-3021", "valid.jsonl")])
+    jobs = ("roofer", "diver", "baker", "nurse", "pilot", "clerk", "judge", "miner", "tailor", "farmer", "welder", "smith", "actor")
+    train = [row(i, FORM + job, f"{i}") for i, job in enumerate(jobs, 1)]
+    assert not find_leaks(train, [row(3, FORM + "plumber", "99", "valid.jsonl")])
+    assert find_leaks(train, [row(3, FORM + "Farmer!", "10", "valid.jsonl")])
 
 
 def test_another_answer_to_the_same_prompt_is_not_the_same_row() -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from localsft.data.near import NearIndex, near_groups
+from localsft.data.near import NearIndex, common_pieces, near_groups
 
 WORDS = ("invoice", "refund", "card", "charge", "account", "plan", "month", "renew", "cancel", "credit", "receipt", "address", "seat")
 
@@ -41,3 +41,14 @@ def test_groups_are_linked_through_others_and_named_by_their_first() -> None:
     third = [*other[:30], "y", *other[31:]]
     texts = [" ".join(words) for words in (sentence(source), one, third, sentence(source), other, one)]
     assert near_groups(texts, 0.85) == [0, 1, 1, 3, 1, 1]
+
+
+def test_pieces_that_many_texts_have_do_not_count() -> None:
+    texts = [f"What is the code of the job title {word}" for word in WORDS]
+    ignored = common_pieces(texts)
+    assert "s the" in ignored and not any(word[:5] in ignored for word in WORDS)
+    index = NearIndex(0.8, ignored)
+    for key, text in enumerate(texts):
+        index.add(key, text)
+    assert index.near("What is the code of the job title plumber") == []
+    assert [key for key, _ in index.near(texts[3])] == [3]
