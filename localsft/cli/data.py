@@ -8,7 +8,7 @@ import click
 
 from localsft.cli.command import ExampleGroup
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("convert",)
 
 
 class DataGroup(ExampleGroup):
