@@ -8,7 +8,7 @@ import click
 
 from localsft.cli.command import ExampleGroup
 
-COMMANDS: tuple[str, ...] = ("convert",)
+COMMANDS: tuple[str, ...] = ("split", "convert")
 
 
 class DataGroup(ExampleGroup):

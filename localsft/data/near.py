@@ -65,9 +65,12 @@ def common_pieces(texts: Sequence[str], share: float = 0.2, rows: int = 10, samp
     return frozenset(piece for piece, count in counts.items() if count > least)
 
 
-def near_groups(texts: Iterable[str], threshold: float = THRESHOLD) -> list[int]:
-    """The group of each text: the lowest index of those that it is near to, directly or through others (single linkage)."""
-    index = NearIndex(threshold)
+def near_groups(texts: Iterable[str], threshold: float = THRESHOLD, ignored: frozenset[str] = frozenset()) -> list[int]:
+    """The group of each text: the lowest index of those that it is near to, directly or through others (single linkage).
+
+    ``ignored``: pieces that don't count.
+    """
+    index = NearIndex(threshold, ignored)
     exact: dict[str, int] = {}
     parent: list[int] = []
 
