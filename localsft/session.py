@@ -23,6 +23,7 @@ from localsft.data.leakage import Leak, find_leaks
 from localsft.data.load import LoadReport, Part, data_files, load_dataset, load_file
 from localsft.data.pack import pack_eval
 from localsft.data.render import chat_template
+from localsft.data.split import split
 from localsft.data.template import ChatTemplate
 from localsft.engine import open_engine
 from localsft.engine.base import BatchSize, Engine
@@ -87,7 +88,7 @@ def load_examples(config: TrainConfig, model: LoadedModel) -> Examples:
     if part:
         reports["valid"] = part.report
     elif data.valid_fraction:
-        train, valid = hold_out(train, data.valid_fraction)
+        train, valid = hold_out(train, data_files(data.path)["train"], data.valid_fraction)
     return Examples(train, valid, reports)
 
 
@@ -110,14 +111,19 @@ def refuse_leakage(config: TrainConfig) -> list[Leak]:
     return leaks
 
 
-def hold_out(examples: Sequence[Example], fraction: float) -> tuple[Sequence[Example], Sequence[Example]]:
-    """A split that does not depend on the order of the rows: by the hash of each example; equal examples stay together."""
-    hashes = sorted({_hash(example) for example in examples})
-    held = set(hashes[: max(1, round(fraction * len(hashes)))])
-    train = [example for example in examples if _hash(example) not in held]
-    if not train:
-        raise InputError(f"data.valid_fraction (--valid-fraction) {fraction:g} leaves nothing to train on; make it smaller")
-    return train, [example for example in examples if _hash(example) in held]
+def hold_out(examples: Sequence[Example], file: Path, fraction: float) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The split of ``localsft data split`` over the rows of ``file``: near duplicates on one side, whatever the order of the rows."""
+    conversations = list(read_conversations(file))
+    parts = split(conversations, {"valid": fraction})
+    held = {conversation.source for conversation, part in zip(conversations, parts, strict=True) if part == "valid"}
+    train = [example for example in examples if example.source not in held]
+    valid = [example for example in examples if example.source in held]
+    if not train or not valid:
+        raise InputError(
+            f"{file}: data.valid_fraction (--valid-fraction) {fraction:g} leaves nothing to {'validate' if train else 'train'} on, as near "
+            "duplicates stay on one side; give another fraction, or rows that differ"
+        )
+    return train, valid
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

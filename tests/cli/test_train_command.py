@@ -187,3 +187,14 @@ def test_validation_rows_that_stand_in_the_training_data_are_refused(localsft: L
     allowed = localsft("train", "data", *FLAGS, "--steps", "1", "--out", "run", "--allow-leakage")
     assert allowed.returncode == 0, allowed.stderr
     assert "warning: 1 validation rows are in the training data" in allowed.stderr
+
+
+def test_a_fraction_is_held_out_without_near_duplicates_of_what_is_trained(localsft: Localsft, work: Path) -> None:
+    words = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet")
+    prompts = [f"{word} {ending}" for word in (f"{name} {name[::-1]} {name}" for name in words) for ending in ("now", "now please")]
+    rows = [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": "hello"}]} for p in prompts]
+    (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = localsft("train", "rows.jsonl", *FLAGS, "--valid-fraction", "0.2", "--steps", "1", "--dry-run", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["examples"], document["valid_examples"]) == (16, 4)
