@@ -8,7 +8,7 @@ import click
 
 from localsft.cli.command import ExampleGroup
 
-COMMANDS: tuple[str, ...] = ("check", "preview", "split", "convert")
+COMMANDS: tuple[str, ...] = ("check", "preview", "split", "convert", "diff")
 
 
 class DataGroup(ExampleGroup):
