@@ -293,13 +293,9 @@ void linear_decode(Context& ctx, int64_t m, const float* x, const std::vector<Me
     const Member& member = members[i];
     const int64_t n = member.weight.rows, begin = task * block, end = std::min(n, begin + block);
     g.decode(&member.weight, begin, end, x, int(m), outs[i], n);
-    for (int64_t row = 0; row < m; ++row)
-      for (int64_t r = 0; r < member.adapter.rank; ++r) {
-        const float factor = member.adapter.scale * u[row * rank + first + r];
-        const float* b = member.adapter.b + r * n;
-        float* out = outs[i] + row * n;
-        for (int64_t c = begin; c < end; ++c) out[c] += factor * b[c];
-      }
+    if (member.adapter.rank > 0)
+      g.expand(u + first, rank, member.adapter.scale, member.adapter.b, n, member.adapter.rank, begin, end, int(m),
+               outs[i], n);
   });
 }
 

@@ -13,6 +13,6 @@
 // clang-format on
 
 static const GemmTable gemm_table = {
-    STEP,      GEMM_ROWS, GEMM_VECTORS * LANES, CACHED, pack_across, pack_along, tile, peak, decode, read_row,
+    STEP,      GEMM_ROWS, GEMM_VECTORS * LANES, CACHED, pack_across, pack_along, tile, peak, decode, expand, read_row,
     head_tile, outer,
 };

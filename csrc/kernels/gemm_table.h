@@ -72,6 +72,9 @@ struct GemmTable {
 
   // out[m·out_stride + n] = x[m]·w[n] for n in [begin, end): float rows x (m, columns), m in [1, 16]; reads w once.
   void (*decode)(const Matrix* w, int64_t begin, int64_t end, const float* x, int m, float* out, int64_t out_stride);
+  // out[i·out_stride + c] += scale·Σ u[i·u_stride + r]·b[r·b_stride + c] for c in [begin, end), i < m, r < rank; float.
+  void (*expand)(const float* u, int64_t u_stride, float scale, const float* b, int64_t b_stride, int64_t rank,
+                 int64_t begin, int64_t end, int m, float* out, int64_t out_stride);
   // out (columns,) = row `row` of m as floats.
   void (*row)(const Matrix* m, int64_t row, float* out);
 

@@ -58,23 +58,27 @@ static inline Unpack make_unpack(int bits) {
 }
 
 // Values [k, k + LANES) of a row as floats, k a multiple of LANES; p: the byte where they start. Reads UNPACK_READS
-// bytes.
+// bytes. BITS: 4 or 8 if that is known, else 0.
 enum { UNPACK_READS = 16 };
-LOCALSFT_INLINE vf unpack_vector(const Unpack& u, const uint8_t* p, int64_t k) {
+template <int BITS>
+LOCALSFT_INLINE vf unpack_values(const Unpack& u, const uint8_t* p, int64_t k) {
 #if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
   (void)k;
-  if (u.bits == 8) return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+  if (BITS == 8) return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
   const __m512i bytes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p)), u.bytes);
   return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(bytes, u.shift), u.mask));
 #elif defined(LOCALSFT_KERNELS_avx2)
   (void)k;
-  if (u.bits == 8) return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
-  int64_t word;
-  memcpy(&word, p, 8);
-  const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(word), u.bytes);
+  if (BITS == 8) return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+  if (BITS == 4) {  // 8 values in 32 bits
+    const __m256i word = _mm256_broadcastd_epi32(_mm_loadu_si32(p)),
+                  shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(word, shift), u.mask));
+  }
+  const __m256i bytes = _mm256_shuffle_epi8(_mm256_broadcastq_epi64(_mm_loadl_epi64((const __m128i*)p)), u.bytes);
   return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(bytes, u.shift), u.mask));
 #elif defined(LOCALSFT_KERNELS_neon)
-  const int odd = int(k / LANES) & 1;
+  const int odd = BITS == 8 ? 0 : int(k / LANES) & 1;
   const uint32x4_t bytes = vreinterpretq_u32_u8(vqtbl1q_u8(vld1q_u8(p), u.bytes[odd]));
   return vcvtq_f32_u32(vandq_u32(vshlq_u32(bytes, u.shift[odd]), u.mask));
 #else
@@ -87,6 +91,9 @@ LOCALSFT_INLINE vf unpack_vector(const Unpack& u, const uint8_t* p, int64_t k) {
   }
   return x;
 #endif
+}
+LOCALSFT_INLINE vf unpack_vector(const Unpack& u, const uint8_t* p, int64_t k) {
+  return u.bits == 8 ? unpack_values<8>(u, p, k) : unpack_values<0>(u, p, k);
 }
 
 // Elements [index, index + count) of an array of `total` floats of kind F32, F16 or BF16, as floats in whole vectors:
@@ -124,6 +131,12 @@ struct DenseReader {
     for (int r = 0; r < COUNT; ++r)
       data[r] = r < count ? (const uint8_t*)m->data + ((row + r) * m->stride + begin) * (KIND == Kind::F32 ? 4 : 2)
                           : (const uint8_t*)no_row;
+  }
+  // Brings the `columns` columns from `begin` on of the rows that follow these ones nearer.
+  void prefetch_next(const Matrix* m, int64_t columns) const {
+    const int64_t size = KIND == Kind::F32 ? 4 : 2, ahead = COUNT * m->stride * size;
+    for (int r = 0; r < COUNT; ++r)
+      for (int64_t at = 0; at < columns * size; at += 64) __builtin_prefetch(data[r] + ahead + at);
   }
   // Columns [k, k + n) from `begin` on, of row r, as floats; n > 0 is cut to LANES, lanes beyond it are 0.
   inline __attribute__((always_inline)) vf floats(int r, int64_t k, int64_t n) const {
@@ -189,6 +202,11 @@ struct AffineReader {
       load_floats<KIND>(m->scales, index, used, m->rows * groups, scale[r]);
       load_floats<KIND>(m->biases, index, used, m->rows * groups, bias[r]);
     }
+  }
+  void prefetch_next(const Matrix* m, int64_t columns) const {
+    const int64_t size = columns * bits / 8, ahead = COUNT * m->columns * bits / 8;
+    for (int r = 0; r < COUNT; ++r)
+      for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(data[r] + ahead + at);
   }
   inline __attribute__((always_inline)) int group(int64_t k) const { return int((offset + k) >> group_log2); }
   inline __attribute__((always_inline)) const uint8_t* at(int r, int64_t k) const { return data[r] + k * bits / 8; }

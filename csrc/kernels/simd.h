@@ -67,6 +67,26 @@ LOCALSFT_INLINE vf vselect_less(vf a, vf b, vf x, vf y) {
 }  // a < b ? x : y
 LOCALSFT_INLINE vf vsqrt(vf a) { return _mm512_sqrt_ps(a); }
 LOCALSFT_INLINE float vsum(vf a) { return _mm512_reduce_add_ps(a); }
+// to[i] = vsum(vector i) of LANES vectors in memory: the same additions, for all of them at once.
+LOCALSFT_INLINE void vsums(const float* vectors, float* to) {
+  vf v[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) v[i] = vload(vectors + i * 16);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)  // two vectors' 8 partial sums each: 2i, 2i + 1
+    v[i] = vadd(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44), _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)  // 4 partial sums each, in the 128-bit lanes: 4i ... 4i + 3
+    v[i] = vadd(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x88), _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xdd));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {  // lane l: 2 partial sums of 8i + l and of 8i + 4 + l
+    const __m512d a = _mm512_castps_pd(v[2 * i]), b = _mm512_castps_pd(v[2 * i + 1]);
+    v[i] = vadd(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const vf sums = vadd(_mm512_shuffle_ps(v[0], v[1], 0x88), _mm512_shuffle_ps(v[0], v[1], 0xdd));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  vstore(to, _mm512_permutexvar_ps(order, sums));
+}
 LOCALSFT_INLINE float vmaximum(vf a) { return _mm512_reduce_max_ps(a); }
 LOCALSFT_INLINE vf vround(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 LOCALSFT_INLINE vf vscale2(vf a, vf n) { return _mm512_scalef_ps(a, n); }  // a·2^n, n a whole number
@@ -125,6 +145,21 @@ LOCALSFT_INLINE float vsum(vf a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+// to[i] = vsum(vector i) of LANES vectors in memory: the same additions, for all of them at once.
+LOCALSFT_INLINE void vsums(const float* vectors, float* to) {
+  vf v[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) v[i] = vload(vectors + i * 8);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)  // 4 partial sums of vector i and of vector 4 + i
+    v[i] = vadd(_mm256_permute2f128_ps(v[i], v[4 + i], 0x20), _mm256_permute2f128_ps(v[i], v[4 + i], 0x31));
+#pragma GCC unroll 2
+  for (int i = 0; i < 4; i += 2) {  // 2 partial sums each of i, i + 1, 4 + i, 5 + i
+    const __m256d a = _mm256_castps_pd(v[i]), b = _mm256_castps_pd(v[i + 1]);
+    v[i] = vadd(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  }
+  vstore(to, vadd(_mm256_shuffle_ps(v[0], v[2], 0x88), _mm256_shuffle_ps(v[0], v[2], 0xdd)));
 }
 LOCALSFT_INLINE float vmaximum(vf a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -245,6 +280,12 @@ LOCALSFT_INLINE void vstore_n(float* p, vf x, int n) {
   float lanes[LANES];
   vstore(lanes, x);
   memcpy(p, lanes, size_t(n) * 4);
+}
+#endif
+#if defined(LOCALSFT_KERNELS_neon) || defined(LOCALSFT_KERNELS_baseline)
+// to[i] = vsum(vector i) of LANES vectors in memory.
+LOCALSFT_INLINE void vsums(const float* vectors, float* to) {
+  for (int i = 0; i < LANES; ++i) to[i] = vsum(vload(vectors + i * LANES));
 }
 #endif
 #if !defined(LOCALSFT_KERNELS_avx512) && !defined(LOCALSFT_KERNELS_avx512bf16)

@@ -270,6 +270,21 @@ def test_decode(ctx: _core.Context, form: str, M: int) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_decoding_does_not_depend_on_what_is_decoded_beside_it(ctx: _core.Context, form: str) -> None:
+    group = Group.make(ctx, 17, 16, 640, form, [70], [8])
+    x = np.random.default_rng(18).normal(size=(16, 640)).astype(np.float32)
+
+    def decode(rows: np.ndarray) -> np.ndarray:
+        out = np.full((len(rows), 70), np.nan, np.float32)
+        _core.linear_decode(ctx, rows, group.weights, group.a, group.b, group.scales, [out])
+        return out
+
+    alone = np.concatenate([decode(x[i : i + 1]) for i in range(16)])
+    for M in (2, 3, 4, 7, 11, 16):
+        np.testing.assert_array_equal(decode(x[:M]), alone[:M])
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_embed(ctx: _core.Context, form: str) -> None:
     case = make(np.random.default_rng(15), form, 9, 1408)
     tokens = np.array([0, 8, 3, 3, 7], np.int32)
