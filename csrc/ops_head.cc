@@ -91,7 +91,7 @@ class Softmax {
       const int64_t first = row / g_.tile_rows * g_.tile_rows;
       const kernels::Segment segment{tile(row / g_.tile_rows), steps_};
       float* column = ctx_.scratch.array<float>(thread, kTile, size_t(g_.tile_rows));
-      const kernels::Target target{column, 1, false, nullptr, 0, nullptr, 0};
+      const kernels::Target target{column, 1, false, nullptr, 0};
       g_.tile(&segment, 1, panel, int(std::min<int64_t>(g_.tile_rows, rows_ - first)), 1, &target);
       target_logits[row] = column[row - first];
     });
@@ -110,7 +110,7 @@ class Softmax {
         const int count = int(std::min<int64_t>(g_.tile_rows, rows_ - row));
         const kernels::Segment segment{tile(row / g_.tile_rows), steps_};
         for (int64_t c = 0; c < columns; c += g_.panel) {
-          const kernels::Target target{logits + c, round_up(width, 32), false, nullptr, 0, nullptr, 0};
+          const kernels::Target target{logits + c, round_up(width, 32), false, nullptr, 0};
           g_.tile(&segment, 1, panels + c / g_.panel * next, count, int(std::min<int64_t>(g_.panel, columns - c)),
                   &target);
         }
