@@ -147,9 +147,16 @@ void run_task(Context& ctx, const Task& task, int thread) {
 
 Matrix row_range(const Matrix& m, int64_t row, int64_t count) {
   Matrix part = m;
-  const int64_t size = m.kind == Kind::F32 ? 4 : 2;
-  part.data = static_cast<const uint8_t*>(m.data) + row * m.stride * size;
   part.rows = count;
+  const auto* data = static_cast<const uint8_t*>(m.data);
+  if (m.kind != Kind::AFFINE) {
+    part.data = data + row * m.stride * (m.kind == Kind::F32 ? 4 : 2);
+    return part;
+  }
+  const int64_t groups = (m.columns >> m.group_log2) * row * (m.scale_kind == Kind::F32 ? 4 : 2);
+  part.data = data + m.columns * m.bits / 8 * row;
+  part.scales = static_cast<const uint8_t*>(m.scales) + groups;
+  part.biases = static_cast<const uint8_t*>(m.biases) + groups;
   return part;
 }
 

@@ -36,11 +36,11 @@ static void tile_kernel(const Segment* segments, int count, const uint32_t* b, i
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) sums[r][v] = vzero();
-  if (target->before != nullptr) {  // needed at the end
+  if (!(target->act && ACT_BF16)) {  // where the sums go, and mostly what they are added to: needed at the end
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
-      __builtin_prefetch(target->before + r * target->before_stride, 1);
-      __builtin_prefetch(target->before + r * target->before_stride + VECTORS * LANES - 1, 1);
+      __builtin_prefetch((float*)target->out + r * target->stride, 1);
+      __builtin_prefetch((float*)target->out + r * target->stride + VECTORS * LANES - 1, 1);
     }
   }
 
