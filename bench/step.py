@@ -81,7 +81,9 @@ def main() -> None:
     def engine_of(threads: int) -> tuple[CpuEngine, TimedOps]:
         ops = TimedOps(a.isa, threads)
         ops.seconds = defaultdict(float)
-        return CpuEngine(model.base, LoraConfig(layers=a.layers), OptimConfig(), ops, checkpoint=a.checkpoint), ops
+        return CpuEngine(
+            model.base, LoraConfig(layers=a.layers) if a.layers else LoraConfig(), OptimConfig(), ops, checkpoint=a.checkpoint
+        ), ops
 
     sides = {threads: engine_of(threads) for threads in ([a.threads, 1] if a.one_thread else [a.threads])}
     times: dict[int, list[float]] = {threads: [] for threads in sides}
