@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from localsft.batch import PackedBatch
+from localsft.benchmark import product_rate, step_flops
 from localsft.config import LoraConfig, OptimConfig
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops
@@ -82,28 +83,11 @@ def dense_batch(tokens: int) -> PackedBatch:
     )  # fmt: skip
 
 
-def product_rate(engine: CpuEngine, rows: int) -> float:
-    """FLOP/s of a forward and a backward product with the first layer's gate projection, together."""
-    ops, group = engine.ops, engine.model.layers[0].gate_up
-    weight, inputs, outputs = group.weights[:1], group.inputs, group.widths[0]
-    x, dy = np.zeros((rows, inputs), ops.act_dtype), np.zeros((rows, outputs), ops.act_dtype)
-    y, dx, u = np.zeros_like(dy), np.zeros_like(x), np.zeros((rows, 0), np.float32)
-    times = []
-    for _ in range(4):
-        started = time.perf_counter()
-        ops.linear_forward(x, weight, [None], [None], [0.0], [y], u, False)
-        ops.linear_backward([dy], weight, [None], [None], [0.0], x, u, [None], [None], dx, False)
-        times.append(time.perf_counter() - started)
-    return 4.0 * rows * inputs * outputs / statistics.median(times[1:])
-
-
 def measure(name: str, threads: int, tokens: int) -> dict[str, Any]:
     base = RandomBase(SHAPES[name])
     engine = CpuEngine(base, LoraConfig(), OptimConfig(), Ops("", threads))  # type: ignore[arg-type]
     batch = dense_batch(tokens)
-    c = base.config
-    layer = c.hidden_size * (2 * c.n_heads * c.head_size + 2 * c.n_kv_heads * c.head_size + 3 * c.ffn_size)
-    flops = 4.0 * (tokens * c.n_layers * layer + batch.n_targets * c.hidden_size * c.vocab_size)
+    flops = step_flops(base.config, tokens, batch.n_targets, batch.n_targets)
     engine.accumulate(batch)
     rates, times = [], []
     for _ in range(2):

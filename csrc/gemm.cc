@@ -9,11 +9,6 @@ namespace {
 
 // Columns of a task at most: so often is a row tile used when it has come from memory.
 constexpr int64_t kMostColumns = 192;
-// Steps of a chunk at most. A sum is one chain of additions within a chunk, and the chunks' sums are added up: a long
-// chain would lose what is small beside its sum so far (49,152 probabilities of 1e-9 beside one of 0.1, in the head).
-// Cuts depend on the reduction alone, not on how the columns are split, and so do results. A chunk of kMostColumns
-// stays in the cache.
-constexpr int64_t kChunk = 512;
 
 // A part of a product that one thread computes: some neighbouring panels, a part of the row tiles of every row set.
 struct Task {
@@ -33,12 +28,16 @@ int64_t steps_of(const Context& ctx, const Term& term) {
   return steps_of(ctx, term.across ? term.matrix.columns : term.matrix.rows);
 }
 
-// Cuts the stacked reduction into the fewest chunks of at most kChunk steps. Cuts are at multiples of 32 steps of an
-// `across` term, which comes first. A product without terms has one chunk without stretches: its result is zero.
+// Cuts the stacked reduction into the fewest chunks of at most the ISA's chunk. A sum is one chain of additions within
+// a chunk, and the chunks' sums are added up: a long chain would lose what is small beside its sum so far (49,152
+// probabilities of 1e-9 beside one of 0.1, in the head). Cuts depend on the reduction alone, not on how the columns are
+// split, and so do results. They are at multiples of 32 steps of an `across` term, which comes first. A product without
+// terms has one chunk without stretches: its result is zero.
 std::vector<std::vector<Stretch>> chunks_of(const Context& ctx, const Product& product) {
   int64_t total = 0;
   for (const Term& term : product.terms) total += steps_of(ctx, term);
-  const int64_t size = round_up(ceil_div(total, std::max<int64_t>(ceil_div(total, kChunk), 1)), 32);
+  const int64_t most = ctx.kernels.gemm.chunk;
+  const int64_t size = round_up(ceil_div(total, std::max<int64_t>(ceil_div(total, most), 1)), 32);
   std::vector<std::vector<Stretch>> chunks(1);
   int64_t room = size;
   for (const Term& term : product.terms) {
@@ -76,48 +75,71 @@ int64_t pack_panels(const kernels::GemmTable& g, int lanes_of_isa, const Task& t
   return next;
 }
 
-void run_task(Context& ctx, const Task& task, int thread) {
+// The rows of one row set that a task computes, chunk by chunk of the reduction. Unfinished sums are floats: they lie
+// where the result goes, or in scratch where that is bfloat16.
+struct Part {
+  const Rows* rows;
+  int64_t first, last;  // tiles
+  float* sums;          // ((last - first)·tile_rows, width), or null
+};
+
+// One chunk: the panels, each of which stays in the nearest cache, times the row tiles, block_rows at a time.
+void multiply_chunk(Context& ctx, const Task& task, const Part& part, const std::vector<Stretch>& chunk,
+                    bool first_chunk, bool last_chunk, const uint32_t* panels, int64_t next) {
   const auto& g = ctx.kernels.gemm;
   const int64_t panels_of_task = ceil_div(task.columns, g.panel), width = panels_of_task * g.panel;
-  const auto chunks = chunks_of(ctx, *task.product);
-  auto* panels = ctx.scratch.array<uint32_t>(thread, kPanelSlot, size_t(kChunk * width));
-  std::vector<kernels::Segment> segments;
-
-  for (size_t c = 0; c < chunks.size(); ++c) {
-    const bool first_chunk = c == 0, last_chunk = c + 1 == chunks.size();
-    const int64_t next = pack_panels(g, ctx.kernels.lanes, task, chunks[c], panels);
-    segments.resize(chunks[c].size());
-    for (const Rows& rows : task.product->rows) {
-      const Out& out = rows.out;
-      const int64_t tiles = ceil_div(rows.count, g.tile_rows);
-      const int64_t first = tiles * task.part / task.parts, last = tiles * (task.part + 1) / task.parts;
-      // Unfinished sums are floats: where the result goes if that is possible, else in scratch.
-      float* sums = nullptr;
-      if ((out.act || out.add) && chunks.size() > 1)
-        sums = ctx.scratch.array<float>(thread, kSumSlot, size_t((last - first) * g.tile_rows * width));
-      for (int64_t tile = first; tile < last; ++tile) {
+  const int64_t block = std::max<int64_t>(g.block_rows / g.tile_rows, 1);
+  const Rows& rows = *part.rows;
+  const Out& out = rows.out;
+  const int64_t size = out.act && ctx.kernels.act_bf16 ? 2 : 4;
+  std::vector<kernels::Segment> segments(chunk.size());
+  for (int64_t begin = part.first; begin < part.last; begin += block) {
+    for (int64_t p = 0; p < panels_of_task; ++p) {
+      const int64_t column = task.column + p * g.panel;
+      for (int64_t tile = begin; tile < std::min(begin + block, part.last); ++tile) {
         for (size_t i = 0; i < segments.size(); ++i) {
-          const Stretch& s = chunks[c][i];
+          const Stretch& s = chunk[i];
           segments[i] = {rows.packed + (tile * rows.steps + s.term->first_step + s.begin) * g.tile_rows, s.steps};
         }
         const int64_t row = tile * g.tile_rows;
-        const int count = int(std::min<int64_t>(g.tile_rows, rows.count - row));
-        for (int64_t p = 0; p < panels_of_task; ++p) {
-          const int64_t column = task.column + p * g.panel;
-          auto* result =
-              static_cast<uint8_t*>(out.data) + (row * out.stride + column) * (out.act && ctx.kernels.act_bf16 ? 2 : 4);
-          float* partial = sums != nullptr ? sums + (tile - first) * g.tile_rows * width + p * g.panel
-                                           : reinterpret_cast<float*>(result);
-          const int64_t partial_stride = sums != nullptr ? width : out.stride;
-          kernels::Target target{result, out.stride, out.act, nullptr, 0, nullptr, 0};
-          if (!last_chunk) target = {partial, partial_stride, false, nullptr, 0, nullptr, 0};
-          if (!first_chunk) target.before = partial, target.before_stride = partial_stride;
-          if (last_chunk && out.add) target.add = reinterpret_cast<float*>(result), target.add_stride = out.stride;
-          g.tile(segments.data(), int(segments.size()), panels + p * next, count,
-                 int(std::min<int64_t>(g.panel, task.columns - p * g.panel)), &target);
-        }
+        auto* result = static_cast<uint8_t*>(out.data) + (row * out.stride + column) * size;
+        auto* partial = part.sums != nullptr ? part.sums + (tile - part.first) * g.tile_rows * width + p * g.panel
+                                             : reinterpret_cast<float*>(result);
+        const int64_t partial_stride = part.sums != nullptr ? width : out.stride;
+        kernels::Target target{result, out.stride, out.act, nullptr, 0};
+        if (!last_chunk) target = {partial, partial_stride, false, nullptr, 0};
+        if (!first_chunk || out.add) target.before = partial, target.before_stride = partial_stride;
+        g.tile(segments.data(), int(segments.size()), panels + p * next,
+               int(std::min<int64_t>(g.tile_rows, rows.count - row)),
+               int(std::min<int64_t>(g.panel, task.columns - p * g.panel)), &target);
       }
     }
+  }
+}
+
+void run_task(Context& ctx, const Task& task, int thread) {
+  const auto& g = ctx.kernels.gemm;
+  const int64_t width = round_up(task.columns, g.panel);
+  const auto chunks = chunks_of(ctx, *task.product);
+  auto* panels = ctx.scratch.array<uint32_t>(thread, kPanelSlot, size_t(g.chunk * width));
+  std::vector<Part> parts;
+  int64_t sums = 0;
+  for (const Rows& rows : task.product->rows) {
+    const int64_t tiles = ceil_div(rows.count, g.tile_rows);
+    parts.push_back({&rows, tiles * task.part / task.parts, tiles * (task.part + 1) / task.parts, nullptr});
+    sums += (parts.back().last - parts.back().first) * g.tile_rows * width;
+  }
+  if (ctx.kernels.act_bf16 && chunks.size() > 1) {
+    auto* scratch = ctx.scratch.array<float>(thread, kSumSlot, size_t(sums));
+    for (Part& part : parts) {
+      if (part.rows->out.act) part.sums = scratch;
+      scratch += (part.last - part.first) * g.tile_rows * width;
+    }
+  }
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    const int64_t next = pack_panels(g, ctx.kernels.lanes, task, chunks[c], panels);
+    for (const Part& part : parts)
+      multiply_chunk(ctx, task, part, chunks[c], c == 0, c + 1 == chunks.size(), panels, next);
   }
 }
 
@@ -125,9 +147,16 @@ void run_task(Context& ctx, const Task& task, int thread) {
 
 Matrix row_range(const Matrix& m, int64_t row, int64_t count) {
   Matrix part = m;
-  const int64_t size = m.kind == Kind::F32 ? 4 : 2;
-  part.data = static_cast<const uint8_t*>(m.data) + row * m.stride * size;
   part.rows = count;
+  const auto* data = static_cast<const uint8_t*>(m.data);
+  if (m.kind != Kind::AFFINE) {
+    part.data = data + row * m.stride * (m.kind == Kind::F32 ? 4 : 2);
+    return part;
+  }
+  const int64_t groups = (m.columns >> m.group_log2) * row * (m.scale_kind == Kind::F32 ? 4 : 2);
+  part.data = data + m.columns * m.bits / 8 * row;
+  part.scales = static_cast<const uint8_t*>(m.scales) + groups;
+  part.biases = static_cast<const uint8_t*>(m.biases) + groups;
   return part;
 }
 

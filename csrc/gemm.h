@@ -23,7 +23,7 @@ inline Matrix dense(Kind kind, const void* data, int64_t rows, int64_t columns) 
 }
 inline Kind act_kind(const Context& ctx) { return ctx.kernels.act_bf16 ? Kind::BF16 : Kind::F32; }
 
-// Rows [row, row + count) of a dense matrix.
+// Rows [row, row + count) of a matrix.
 Matrix row_range(const Matrix& m, int64_t row, int64_t count);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -2,17 +2,23 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <vector>
 
 namespace localsft {
 
 namespace {
 
-enum Slot { kRows, kExponentials, kPartials, kPerRow, kTile, kWeightRow };
+enum Slot { kRows, kExponentials, kPartials, kPerRow, kTile, kWeightRow, kAgain, kAgainRows };
 
-// Bytes of exponentials that exist at a time.
-constexpr int64_t kBudget = 48 << 20;
-// Columns of logits that a task computes at a time.
-constexpr int64_t kMostPanels = 4;
+// Rows at a time, and columns of their exponentials (or a little more): what stays in the last-level cache between the
+// two products that use it, 4 MB of floats. Columns don't depend on the rows, so a row's results don't either.
+constexpr int64_t kMostRows = 512, kBlock = 2048;
+// Panels of logits that a task computes at a time, and rows of them.
+constexpr int64_t kMostPanels = 4, kTileRows = 64;
+// exp of a difference of logits up to this: a sum of them, and their product with a weight, stay far below the largest
+// float.
+constexpr float kFar = 60;
 
 const uint8_t* act_row(const Context& ctx, const void* x, int64_t row, int64_t columns) {
   return static_cast<const uint8_t*>(x) + row * columns * (ctx.kernels.act_bf16 ? 2 : 4);
@@ -31,141 +37,183 @@ const uint32_t* pack_rows(Context& ctx, const Matrix& x) {
   return packed;
 }
 
-// The softmax of some rows of logits l = x·Wᵀ, target t of each apart:
-//   others = Σ_{v≠t} exp(l_v - shift), target = exp(l_t - shift), exponentials as a packed row operand if they are
-//   wanted.
-// The shift is l_t itself, so that a well-predicted row (others ≪ 1) loses no digits, unless some logit is so much
-// larger that its exponential would overflow: then it is the largest logit.
+// The softmax of some rows of logits l = x·Wᵀ, target t of each apart, and the sum of the weights' rows that it makes:
+//   others = Σ_{v≠t} exp(l_v - shift),  dx = Σ_{v≠t} exp(l_v - shift)·W_v  where it is wanted.
+// The shift is known before the first logit is: it is l_t itself, so that a well-predicted row (others ≪ 1) loses no
+// digits. So the vocabulary is walked over once, block by block: logits, exponentials, and their share of dx. Rows
+// where some logit turns out to be so much larger than l_t that its exponential might overflow are walked over again,
+// alone, with the largest logit as their shift.
 class Softmax {
  public:
-  // Rows of scratch; Rows [0, rows) of x (rows, D) act.
-  Softmax(Context& ctx, const Matrix& x, const Matrix& w, const int32_t* targets, bool keep_exponentials)
-      : ctx_(ctx), g_(ctx.kernels.gemm), w_(w), targets_(targets), rows_(x.rows), x_(pack_rows(ctx, x)) {
-    steps_ = steps_of(ctx, w.columns);
+  // x (rows, D) act, rows <= kMostRows; dx (rows, D) float or null.
+  Softmax(Context& ctx, const Matrix& x, const Matrix& w, const int32_t* targets, float* dx)
+      : ctx_(ctx), g_(ctx.kernels.gemm), w_(w), steps_(steps_of(ctx, w.columns)) {
     panels_ = std::clamp<int64_t>(g_.cached / (steps_ * g_.panel), 1, kMostPanels);
-    groups_ = ceil_div(w.rows, panels_ * g_.panel);
-    padded_ = round_up(rows_, g_.tile_rows);
-    partials_ = ctx.scratch.array<kernels::HeadPartial>(0, kPartials, size_t(groups_ * padded_));
-    auto* per_row = ctx.scratch.array<float>(0, kPerRow, size_t(3 * padded_));
-    target_logits = per_row, shifts = per_row + padded_, others = per_row + 2 * padded_;
-    if (keep_exponentials)
-      exponentials =
-          ctx.scratch.array<uint32_t>(0, kExponentials, size_t(packed_units(ctx, rows_, steps_of(ctx, w.rows))));
-    find_target_logits();
-    std::copy(target_logits, target_logits + rows_, shifts);
-    run();
-    if (!reduce()) {
-      run();
-      reduce();
-    }
+    const int64_t padded = round_up(x.rows, g_.tile_rows);
+    auto* per_row = ctx.scratch.array<float>(0, kPerRow, size_t(4 * padded));
+    target_logits = per_row, shifts = per_row + padded, others = per_row + 2 * padded;
+    wins = reinterpret_cast<int32_t*>(per_row + 3 * padded);
+    Rows rows{x.rows, targets, pack_rows(ctx, x), target_logits, shifts, others, wins, dx};
+    find_target_logits(rows);
+    std::copy(target_logits, target_logits + x.rows, shifts);
+    const std::vector<float> largest = walk(rows);
+    again(x, rows, largest);
   }
 
-  float* target_logits;              // (rows,)
-  float* shifts;                     // (rows,)
-  float* others;                     // (rows,)
-  uint32_t* exponentials = nullptr;  // (row tiles, steps of V, tile_rows) units; 0 for the target
+  float* target_logits;  // (rows,)
+  float* shifts;         // (rows,)
+  float* others;         // (rows,)
+  int32_t* wins;         // (rows,) the target is the first largest logit
 
   double log_likelihood(int64_t row) const {
     const double behind = double(target_logits[row]) - double(shifts[row]);
     return behind == 0 ? -std::log1p(double(others[row])) : behind - std::log(double(others[row]) + std::exp(behind));
   }
-  // The target is the first largest logit.
-  bool target_wins(int64_t row) const {
-    const int64_t own = targets_[row] / (panels_ * g_.panel);
-    for (int64_t group = 0; group < groups_; ++group) {
-      const kernels::HeadPartial& p = partials_[group * padded_ + row];
-      if (group == own ? p.beaten != 0 : group < own ? p.max >= target_logits[row] : p.max > target_logits[row])
-        return false;
-    }
-    return true;
-  }
 
  private:
-  const uint32_t* tile(int64_t index) const { return x_ + index * steps_ * g_.tile_rows; }
+  struct Rows {
+    int64_t count;
+    const int32_t* targets;
+    const uint32_t* packed;  // (tiles, steps, tile_rows) units
+    float *target_logits, *shifts, *others;
+    int32_t* wins;
+    float* dx;
+  };
 
-  // l_t, by the same sums in the same order as run() makes them.
-  void find_target_logits() {
-    ctx_.pool.run(rows_, [&](int64_t row, int thread) {
+  // The logits of a row tile and a panel, chunk by chunk of the reduction: the same sums in the same order everywhere.
+  void logits(const Rows& rows, int64_t row, const uint32_t* panel, int columns, int64_t begin, int64_t steps,
+              float* out, int64_t stride) const {
+    const kernels::Segment segment{rows.packed + (row / g_.tile_rows * steps_ + begin) * g_.tile_rows, steps};
+    const kernels::Target target{out, stride, false, begin == 0 ? nullptr : out, stride};
+    g_.tile(&segment, 1, panel + begin * g_.panel, int(std::min<int64_t>(g_.tile_rows, rows.count - row)), columns,
+            &target);
+  }
+  int64_t chunk() const {
+    return std::max<int64_t>(round_up(ceil_div(steps_, std::max<int64_t>(ceil_div(steps_, g_.chunk), 1)), 32), 32);
+  }
+
+  void find_target_logits(const Rows& rows) {
+    ctx_.pool.run(rows.count, [&](int64_t row, int thread) {
       auto* panel = ctx_.scratch.array<uint32_t>(thread, kPanelSlot, size_t(steps_ * g_.panel));
-      g_.pack_across(&w_, targets_[row], 1, ctx_.kernels.lanes, 0, w_.columns, 1.0f, g_.panel, panel, 0);
+      g_.pack_across(&w_, rows.targets[row], 1, ctx_.kernels.lanes, 0, w_.columns, 1.0f, g_.panel, panel, 0);
       const int64_t first = row / g_.tile_rows * g_.tile_rows;
-      const kernels::Segment segment{tile(row / g_.tile_rows), steps_};
-      float* column = ctx_.scratch.array<float>(thread, kTile, size_t(g_.tile_rows));
-      const kernels::Target target{column, 1, false, nullptr, 0, nullptr, 0};
-      g_.tile(&segment, 1, panel, int(std::min<int64_t>(g_.tile_rows, rows_ - first)), 1, &target);
-      target_logits[row] = column[row - first];
+      auto* column = ctx_.scratch.array<float>(thread, kTile, size_t(g_.tile_rows));
+      for (int64_t begin = 0; begin < steps_; begin += chunk())
+        logits(rows, first, panel, 1, begin, std::min(chunk(), steps_ - begin), column, 1);
+      rows.target_logits[row] = column[row - first];
     });
   }
 
-  // Each task: some panels of the vocabulary, all rows.
-  void run() {
-    const int64_t vocabulary_steps = steps_of(ctx_, w_.rows), width = panels_ * g_.panel;
-    ctx_.pool.run(groups_, [&](int64_t group, int thread) {
-      const int64_t first = group * width, columns = std::min(width, w_.rows - first), next = steps_ * g_.panel;
-      auto* panels = ctx_.scratch.array<uint32_t>(thread, kPanelSlot, size_t(panels_ * next));
-      auto* logits = ctx_.scratch.array<float>(thread, kTile, size_t(g_.tile_rows * round_up(width, 32)));
-      g_.pack_across(&w_, first, int(columns), int(round_up(columns, ctx_.kernels.lanes)), 0, w_.columns, 1.0f,
-                     g_.panel, panels, next);
-      for (int64_t row = 0; row < rows_; row += g_.tile_rows) {
-        const int count = int(std::min<int64_t>(g_.tile_rows, rows_ - row));
-        const kernels::Segment segment{tile(row / g_.tile_rows), steps_};
-        for (int64_t c = 0; c < columns; c += g_.panel) {
-          const kernels::Target target{logits + c, round_up(width, 32), false, nullptr, 0, nullptr, 0};
-          g_.tile(&segment, 1, panels + c / g_.panel * next, count, int(std::min<int64_t>(g_.panel, columns - c)),
-                  &target);
+  // Fills others and wins, and dx; returns the largest logit of each row. The blocks depend on the number of rows
+  // alone.
+  std::vector<float> walk(const Rows& rows) {
+    const int64_t width = panels_ * g_.panel, padded = round_up(rows.count, g_.tile_rows);
+    const int64_t block = ceil_div(std::min(kBlock, w_.rows), width) * width;
+    std::vector<double> sums(size_t(rows.count), 0.0);
+    std::vector<float> largest(rows.target_logits, rows.target_logits + rows.count);
+    std::fill(rows.wins, rows.wins + rows.count, 1);
+    auto* partials = ctx_.scratch.array<kernels::HeadPartial>(0, kPartials, size_t(ceil_div(block, width) * padded));
+    uint32_t* exponentials = nullptr;
+    if (rows.dx != nullptr)
+      exponentials = ctx_.scratch.array<uint32_t>(0, kExponentials, size_t(padded * steps_of(ctx_, block)));
+    for (int64_t begin = 0; begin < w_.rows; begin += block) {
+      const int64_t count = std::min(block, w_.rows - begin), groups = ceil_div(count, width);
+      fill_block(rows, begin, count, partials, padded, exponentials);
+      for (int64_t group = 0; group < groups; ++group)
+        for (int64_t row = 0; row < rows.count; ++row) {
+          const kernels::HeadPartial& p = partials[group * padded + row];
+          sums[size_t(row)] += p.sum;
+          largest[size_t(row)] = std::max(largest[size_t(row)], p.max);
+          const int64_t first = begin + group * width, target = rows.targets[row];
+          const bool own = first <= target && target < first + width;
+          if (own ? p.beaten != 0 : first < target ? p.max >= rows.target_logits[row] : p.max > rows.target_logits[row])
+            rows.wins[row] = 0;
         }
-        uint32_t* packed =
-            exponentials == nullptr ? nullptr : exponentials + row * vocabulary_steps + first / g_.step * g_.tile_rows;
-        g_.head_tile(logits, round_up(width, 32), count, int(columns), first, shifts + row, targets_ + row,
-                     partials_ + group * padded_ + row, packed);
-      }
-    });
-  }
-
-  // Adds the partial sums up, in order. False if a shift had to be changed: then everything must be done again.
-  bool reduce() {
-    constexpr float kFar = 60;  // Σ exp stays far below the largest float
-    bool good = true;
-    for (int64_t row = 0; row < rows_; ++row) {
-      double sum = 0;
-      float max = target_logits[row];
-      for (int64_t group = 0; group < groups_; ++group) {
-        const kernels::HeadPartial& p = partials_[group * padded_ + row];
-        sum += p.sum;
-        max = std::max(max, p.max);
-      }
-      others[row] = float(sum);
-      if (max - shifts[row] > kFar) {
-        shifts[row] = max;
-        good = false;
+      if (rows.dx != nullptr) {
+        multiply(ctx_,
+                 {{{{row_range(w_, begin, count), false, 0}},
+                   w_.columns,
+                   {{exponentials, steps_of(ctx_, count), rows.count, {rows.dx, w_.columns, false, begin > 0}}}}});
       }
     }
-    return good;
+    for (int64_t row = 0; row < rows.count; ++row) rows.others[row] = float(sums[size_t(row)]);
+    return largest;
+  }
+
+  // Logits and exponentials of the vocabulary [begin, begin + count). Each task: some panels, all rows.
+  void fill_block(const Rows& rows, int64_t begin, int64_t count, kernels::HeadPartial* partials, int64_t padded,
+                  uint32_t* exponentials) {
+    const int64_t width = panels_ * g_.panel, block_steps = steps_of(ctx_, count), stride = round_up(width, 32);
+    ctx_.pool.run(ceil_div(count, width), [&](int64_t group, int thread) {
+      const int64_t offset = group * width, columns = std::min(width, count - offset), next = steps_ * g_.panel;
+      auto* panels = ctx_.scratch.array<uint32_t>(thread, kPanelSlot, size_t(panels_ * next));
+      auto* tile = ctx_.scratch.array<float>(thread, kTile, size_t(kTileRows * stride));
+      g_.pack_across(&w_, begin + offset, int(columns), int(round_up(columns, ctx_.kernels.lanes)), 0, w_.columns, 1.0f,
+                     g_.panel, panels, next);
+      for (int64_t first = 0; first < rows.count; first += kTileRows) {
+        const int64_t last = std::min(first + kTileRows, rows.count);
+        for (int64_t step = 0; step < steps_; step += chunk())
+          for (int64_t c = 0; c < columns; c += g_.panel)
+            for (int64_t row = first; row < last; row += g_.tile_rows)
+              logits(rows, row, panels + c / g_.panel * next, int(std::min<int64_t>(g_.panel, columns - c)), step,
+                     std::min(chunk(), steps_ - step), tile + (row - first) * stride + c, stride);
+        for (int64_t row = first; row < last; row += g_.tile_rows) {
+          uint32_t* packed =
+              exponentials == nullptr ? nullptr : exponentials + row * block_steps + offset / g_.step * g_.tile_rows;
+          g_.head_tile(tile + (row - first) * stride, stride, int(std::min<int64_t>(g_.tile_rows, last - row)),
+                       int(columns), begin + offset, rows.shifts + row, rows.targets + row,
+                       partials + group * padded + row, packed);
+        }
+      }
+    });
+  }
+
+  // Walks again over the rows whose largest logit lies too far above their target's.
+  void again(const Matrix& x, const Rows& rows, const std::vector<float>& largest) {
+    std::vector<int64_t> far;
+    for (int64_t row = 0; row < rows.count; ++row)
+      if (largest[size_t(row)] - rows.shifts[row] > kFar) far.push_back(row);
+    if (far.empty()) return;
+    const auto n = int64_t(far.size());
+    const int64_t row_bytes = x.columns * (ctx_.kernels.act_bf16 ? 2 : 4);
+    auto* gathered = ctx_.scratch.array<uint8_t>(0, kAgain, size_t(n * row_bytes));
+    auto* dx = rows.dx == nullptr ? nullptr : ctx_.scratch.array<float>(0, kAgainRows, size_t(n * w_.columns));
+    std::vector<int32_t> targets, won(size_t(n), 0);
+    std::vector<float> logits_of, shift, sum(size_t(n), 0.0f);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t row = far[size_t(i)];
+      std::memcpy(gathered + i * row_bytes, static_cast<const uint8_t*>(x.data) + row * row_bytes, size_t(row_bytes));
+      targets.push_back(rows.targets[row]);
+      logits_of.push_back(rows.target_logits[row]);
+      shift.push_back(largest[size_t(row)]);
+    }
+    // head_tile reads whole row tiles of shifts and targets only up to its rows: no padding is needed.
+    const Matrix part = dense(act_kind(ctx_), gathered, n, x.columns);
+    walk({n, targets.data(), pack_rows(ctx_, part), logits_of.data(), shift.data(), sum.data(), won.data(), dx});
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t row = far[size_t(i)];
+      rows.shifts[row] = shift[size_t(i)];
+      rows.others[row] = sum[size_t(i)];
+      if (dx != nullptr)
+        std::memcpy(rows.dx + row * w_.columns, dx + i * w_.columns, size_t(w_.columns) * sizeof(float));
+    }
   }
 
   Context& ctx_;
   const kernels::GemmTable& g_;
   const Matrix& w_;
-  const int32_t* targets_;
-  int64_t rows_, padded_, steps_, panels_, groups_;
-  const uint32_t* x_;
-  kernels::HeadPartial* partials_;  // (groups, padded rows)
+  int64_t steps_, panels_;
 };
 
 // Rows at a time, for n rows: whole tiles, equal chunks.
-int64_t chunk_rows(const Context& ctx, int64_t n, int64_t vocabulary) {
-  const int64_t tile = ctx.kernels.gemm.tile_rows, row_bytes = vocabulary * (ctx.kernels.act_bf16 ? 2 : 4);
-  const int64_t most = std::max<int64_t>(kBudget / row_bytes / tile, 1) * tile;
-  return round_up(ceil_div(n, ceil_div(n, most)), tile);
+int64_t chunk_rows(const Context& ctx, int64_t n) {
+  return round_up(ceil_div(n, ceil_div(n, kMostRows)), ctx.kernels.gemm.tile_rows);
 }
 
 // dx (rows, D) = Σ_v (softmax_v - [v = t])·weight·W_v = weight/Z·Σ_{v≠t} e_v·W_v - weight·others/Z·W_t, Z = others +
 // e_t.
-void gradient(Context& ctx, const Softmax& softmax, int64_t rows, const Matrix& w, const int32_t* targets,
-              const float* weights, float* dx) {
-  multiply(ctx, {{{{w, false, 0}},
-                  w.columns,
-                  {{softmax.exponentials, steps_of(ctx, w.rows), rows, {dx, w.columns, false, false}}}}});
+void finish_gradient(Context& ctx, const Softmax& softmax, int64_t rows, const Matrix& w, const int32_t* targets,
+                     const float* weights, float* dx) {
   ctx.pool.run(rows, [&](int64_t row, int thread) {
     auto* target = ctx.scratch.array<float>(thread, kWeightRow, size_t(w.columns));
     ctx.kernels.gemm.row(&w, targets[row], target);
@@ -179,9 +227,8 @@ void gradient(Context& ctx, const Softmax& softmax, int64_t rows, const Matrix& 
 }  // namespace
 
 void head_logits(Context& ctx, int64_t m, const void* x, const Matrix& w, float* out) {
-  constexpr int64_t kMaxRows = 1024;
-  for (int64_t begin = 0; begin < m; begin += kMaxRows) {
-    const int64_t rows = std::min(kMaxRows, m - begin);
+  for (int64_t begin = 0; begin < m; begin += kMostRows) {
+    const int64_t rows = std::min(kMostRows, m - begin);
     const Matrix part = dense(act_kind(ctx), act_row(ctx, x, begin, w.columns), rows, w.columns);
     multiply(
         ctx,
@@ -194,27 +241,28 @@ void head_logits(Context& ctx, int64_t m, const void* x, const Matrix& w, float*
 double head_loss(Context& ctx, int64_t n, const void* x, const Matrix& w, const int32_t* targets, const float* weights,
                  float* dx) {
   double loss = 0;
-  const int64_t chunk = n == 0 ? 0 : chunk_rows(ctx, n, w.rows);
+  const int64_t chunk = n == 0 ? 0 : chunk_rows(ctx, n);
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t rows = std::min(chunk, n - begin);
+    float* d = dx == nullptr ? nullptr : dx + begin * w.columns;
     const Softmax softmax(ctx, dense(act_kind(ctx), act_row(ctx, x, begin, w.columns), rows, w.columns), w,
-                          targets + begin, dx != nullptr);
+                          targets + begin, d);
     for (int64_t row = 0; row < rows; ++row) loss -= double(weights[begin + row]) * softmax.log_likelihood(row);
-    if (dx != nullptr) gradient(ctx, softmax, rows, w, targets + begin, weights + begin, dx + begin * w.columns);
+    if (d != nullptr) finish_gradient(ctx, softmax, rows, w, targets + begin, weights + begin, d);
   }
   return loss;
 }
 
 void head_score(Context& ctx, int64_t n, const void* x, const Matrix& w, const int32_t* targets, float* logprobs,
                 uint8_t* correct) {
-  const int64_t chunk = n == 0 ? 0 : chunk_rows(ctx, n, w.rows);
+  const int64_t chunk = n == 0 ? 0 : chunk_rows(ctx, n);
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t rows = std::min(chunk, n - begin);
     const Softmax softmax(ctx, dense(act_kind(ctx), act_row(ctx, x, begin, w.columns), rows, w.columns), w,
-                          targets + begin, false);
+                          targets + begin, nullptr);
     for (int64_t row = 0; row < rows; ++row) {
       logprobs[begin + row] = float(softmax.log_likelihood(row));
-      correct[begin + row] = softmax.target_wins(row);
+      correct[begin + row] = softmax.wins[row] != 0;
     }
   }
 }

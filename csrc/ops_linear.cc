@@ -42,7 +42,7 @@ class LowRank {
   void multiply(const uint32_t* tile, int rows, float* out, int64_t stride) const {
     const kernels::Segment segment{tile, steps_};
     for (int64_t r = 0; r < rank_; r += g_.panel) {
-      const kernels::Target target{out + r, stride, false, nullptr, 0, nullptr, 0};
+      const kernels::Target target{out + r, stride, false, nullptr, 0};
       g_.tile(&segment, 1, panels_ + r * steps_, rows, int(std::min<int64_t>(g_.panel, rank_ - r)), &target);
     }
   }

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +15,12 @@ from localsft.config import LoraConfig, OptimConfig
 from localsft.engine import open_engine
 from localsft.engine.base import Engine, Sampling
 from localsft.session import LoadedModel
+from localsft.weights.config import ModelConfig
 
+if TYPE_CHECKING:
+    from localsft.engine.cpu.engine import CpuEngine
+
+PRODUCT_ROWS = 1024
 STEP_TOKENS = 1024
 STEP_SEQUENCES = 4
 DECODED = 48
@@ -45,7 +51,7 @@ def measure(model: LoadedModel, engine_name: str, threads: int | None) -> Iterat
         for name, rate, runs in _products(engine):
             yield Figure(name, rate / 1e9, "GFLOP/s", runs, rate / peak)
     seconds, runs = _median_seconds(lambda: engine.accumulate(_step_batch(model.base.config.vocab_size)), 6.0)
-    flops = _step_flops(model)
+    flops = step_flops(model.base.config, STEP_TOKENS, STEP_TOKENS // 2, STEP_TOKENS // 2)
     yield Figure(
         f"training, {STEP_SEQUENCES} x {STEP_TOKENS // STEP_SEQUENCES} tokens, half of them supervised",
         STEP_TOKENS / seconds,
@@ -57,25 +63,32 @@ def measure(model: LoadedModel, engine_name: str, threads: int | None) -> Iterat
         yield _decoding(engine, batch, model.base.config.vocab_size)
 
 
-def _products(engine: object) -> Iterator[tuple[str, float, int]]:
-    from localsft.engine.cpu.engine import CpuEngine
+def _products(engine: CpuEngine) -> Iterator[tuple[str, float, int]]:
+    """Name, FLOP/s and number of runs of the gate projection's products in both directions."""
+    group = engine.model.layers[0].gate_up
+    shape = f"{PRODUCT_ROWS} x {group.inputs} x {group.widths[0]}, weights as in the base"
+    for name, call, flops in gate_products(engine, PRODUCT_ROWS):
+        seconds, runs = _median_seconds(call, 1.0)
+        yield f"{name} {shape}", flops / seconds, runs
 
-    assert isinstance(engine, CpuEngine)
+
+def gate_products(engine: CpuEngine, rows: int) -> list[tuple[str, Callable[[], object], float]]:
+    """The first layer's gate projection on ``rows`` rows, forward and backward without adapters: name, call, FLOPs."""
     ops, group = engine.ops, engine.model.layers[0].gate_up
-    rows, inputs, outputs = 1024, group.inputs, group.widths[0]
-    weight = group.weights[:1]
-    x, dy = (np.zeros((rows, width), ops.act_dtype) for width in (inputs, outputs))
-    y, dx = np.zeros((rows, outputs), ops.act_dtype), np.zeros((rows, inputs), ops.act_dtype)
-    u = np.zeros((rows, 0), np.float32)
-    work = 2.0 * rows * inputs * outputs
-    shape = f"{rows} x {inputs} x {outputs}, weights as in the base"
-    seconds, runs = _median_seconds(lambda: ops.linear_forward(x, weight, [None], [None], [0.0], [y], u, False), 1.0)
-    yield f"product {shape}", work / seconds, runs
-    backward: Callable[[], object] = lambda: ops.linear_backward(  # noqa: E731
-        [dy], weight, [None], [None], [0.0], x, u, [None], [None], dx, False
-    )
-    seconds, runs = _median_seconds(backward, 1.0)
-    yield f"its backward {shape}", work / seconds, runs
+    weight, inputs, outputs = group.weights[:1], group.inputs, group.widths[0]
+    x, dy = np.zeros((rows, inputs), ops.act_dtype), np.zeros((rows, outputs), ops.act_dtype)
+    y, dx, u = np.zeros_like(dy), np.zeros_like(x), np.zeros((rows, 0), np.float32)
+    flops = 2.0 * rows * inputs * outputs
+    return [
+        ("product", lambda: ops.linear_forward(x, weight, [None], [None], [0.0], [y], u, False), flops),
+        ("its backward", lambda: ops.linear_backward([dy], weight, [None], [None], [0.0], x, u, [None], [None], dx, False), flops),
+    ]
+
+
+def product_rate(engine: CpuEngine, rows: int) -> float:
+    """FLOP/s of the gate projection, both directions together, over about a fifth of a second."""
+    parts = [(_median_seconds(call, 0.1)[0], flops) for _, call, flops in gate_products(engine, rows)]
+    return sum(flops for _, flops in parts) / sum(seconds for seconds, _ in parts)
 
 
 def _step_batch(vocab: int) -> PackedBatch:
@@ -94,12 +107,16 @@ def _step_batch(vocab: int) -> PackedBatch:
     )
 
 
-def _step_flops(model: LoadedModel) -> float:
-    """Of the products with frozen weights in one step: forward, and the gradient of the input; the head only on targets."""
-    c = model.base.config
+def step_flops(config: ModelConfig, tokens: int, query_rows: int, targets: int) -> float:
+    """Of the products with frozen weights in one step: forward, and the gradient of the input.
+
+    The last layer queries ``query_rows`` rows only, and the head sees ``targets``.
+    """
+    c = config
     attention, keys = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
-    layer = c.hidden_size * (2 * attention + 2 * keys + 3 * c.ffn_size)
-    return 4.0 * (STEP_TOKENS * c.n_layers * layer + STEP_TOKENS / 2 * c.hidden_size * c.vocab_size)
+    per_query, per_key = c.hidden_size * (2 * attention + 3 * c.ffn_size), c.hidden_size * 2 * keys
+    layers = tokens * c.n_layers * per_key + (tokens * (c.n_layers - 1) + query_rows) * per_query
+    return 4.0 * (layers + targets * c.hidden_size * c.vocab_size)
 
 
 def _decoding(engine: Engine, batch: int, vocab: int) -> Figure:

@@ -7,8 +7,10 @@ Needs an environment of its own, apart from the project's, and a Hugging Face fo
     venv-torch/bin/python tests/goldens/gguf_to_hf.py SmolLM2-135M-Instruct.Q4_1.gguf MODEL_FOLDER
     venv-torch/bin/python bench/peers/peer_trl.py MODEL_FOLDER DATA.jsonl --limit 64
 
-DATA.jsonl holds {"messages": [...]} rows that end with an assistant turn, which alone is supervised. The last line of stdout is one JSON
-object: wall seconds of training alone, tokens of the rows without padding, tokens/s, examples/s, peak resident memory, losses, settings.
+DATA.jsonl holds {"messages": [...]} rows that end with an assistant turn, which alone is supervised; or rows that another program
+rendered and tokenized, {"input_ids": [...], "labels": [...]} with -100 where a token is no target. The last line of stdout is one
+JSON object: wall seconds of training alone, tokens of the rows without padding, tokens/s, examples/s, peak resident memory, losses,
+settings.
 """
 
 from __future__ import annotations
@@ -48,18 +50,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
     parser.add_argument("--limit", type=int, default=0, help="first rows only")
+    parser.add_argument("--in-order", action="store_true", help="batches of the rows as they come, not of rows of like length")
     return parser.parse_args()
 
 
-def prompt_and_completion(path: Path, limit: int) -> Dataset:
-    """Rows split before their last turn: TRL supervises the completion alone."""
+def read_rows(path: Path, limit: int) -> Dataset:
+    """Tokenized rows as they are; others split before their last turn: TRL supervises the completion alone."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     rows = rows[:limit] if limit else rows
+    if "input_ids" in rows[0]:
+        return Dataset.from_list(rows)
     return Dataset.from_list([{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows])
 
 
 def make_trainer(args: argparse.Namespace, data: Dataset) -> SFTTrainer:
-    """The fastest plain settings found for the CPU: SDPA, no checkpointing, batches of rows of like length."""
+    """The fastest plain settings found for the CPU: SDPA, no checkpointing, batches of rows of like length unless in order."""
     config = SFTConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
@@ -68,9 +73,9 @@ def make_trainer(args: argparse.Namespace, data: Dataset) -> SFTTrainer:
         learning_rate=args.lr,
         lr_scheduler_type="constant",
         max_length=args.max_len,
-        completion_only_loss=True,
+        completion_only_loss=None if "input_ids" in data.column_names else True,
         gradient_checkpointing=False,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential" if args.in_order else "group_by_length",
         dataloader_num_workers=0,
         logging_steps=1,
         save_strategy="no",
@@ -88,7 +93,7 @@ def main() -> None:
     args = parse_arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
-    data = prompt_and_completion(args.data, args.limit)
+    data = read_rows(args.data, args.limit)
     trainer = make_trainer(args, data)
     tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset) * args.epochs
     start = time.perf_counter()
@@ -113,6 +118,7 @@ def main() -> None:
         "last_loss": losses[-1],
         "last_epoch_loss": statistics.mean(losses[-(len(losses) // args.epochs) :]),
         "steps": len(losses),
+        "losses": losses,
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, trl)},
     }
     print(json.dumps(result))

@@ -30,16 +30,14 @@ struct Segment {
   int64_t steps;
 };
 
-// Where a tile goes: out = add + (before + tile), in this order. `before` (the sum of the earlier chunks of a
-// reduction) and `add` are float, null for none, and may be `out`.
+// Where a tile goes: out = before + tile. `before` (what is added to, or the sum of the earlier chunks of a reduction)
+// is float, null for none, and may be `out`.
 struct Target {
   void* out;
   int64_t stride;
   bool act;  // out is act, else float
   const float* before;
   int64_t before_stride;
-  const float* add;
-  int64_t add_stride;
 };
 
 // What a tile of logits says about a row.
@@ -50,10 +48,12 @@ struct HeadPartial {
 };
 
 struct GemmTable {
-  int step;        // columns or rows of the reduction in a unit: 1 or 2
-  int tile_rows;   // rows of the register tile
-  int panel;       // columns of the register tile
-  int64_t cached;  // units of packed panels that stay in the cache while the rows pass by
+  int step;            // columns or rows of the reduction in a unit: 1 or 2
+  int tile_rows;       // rows of the register tile
+  int panel;           // columns of the register tile
+  int64_t cached;      // units of packed panels that stay in the cache while the rows pass by
+  int64_t chunk;       // steps of the reduction that are multiplied at a time, at most; a multiple of 32
+  int64_t block_rows;  // rows that one panel of a chunk is used for before the next panel
 
   // Packs rows [row, row + count) over the columns [begin, end): the columns are the reduction. Panels of `width` rows,
   // one every `next` units, each (steps, width) units; lanes [count, lanes) are zero, further ones untouched. `begin`

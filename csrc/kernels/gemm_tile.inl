@@ -2,9 +2,30 @@
 // of multiply-accumulates in the order of the reduction, whatever tile it falls into, so results do not depend on how
 // the work is split.
 
-// The float vector at p, of which the last one of a row holds only `last` columns.
-LOCALSFT_INLINE vf load_columns(const float* p, bool whole, int last) {
-  return whole || last == LANES ? vload(p) : vload_n(p, last);
+// out = before + sums; WHOLE: the last vector of each row is full, else it has `last` columns. Everything is a local:
+// where a store might change what is read again, each one waits for the one before it.
+template <int ROWS, int VECTORS, bool WHOLE, typename T>
+LOCALSFT_INLINE void store_tile(vf (&sums)[ROWS][VECTORS], int last, T* out, int64_t stride, const float* before,
+                                int64_t before_stride) {
+  if (before != nullptr) {
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) {
+        const float* p = before + r * before_stride + v * LANES;
+        sums[r][v] = vadd(WHOLE || v + 1 < VECTORS ? vload(p) : vload_n(p, last), sums[r][v]);
+      }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      T* p = out + r * stride + v * LANES;
+      if (WHOLE || v + 1 < VECTORS)
+        vput(p, sums[r][v]);
+      else
+        vput_n(p, sums[r][v], last);
+    }
 }
 
 template <int ROWS, int VECTORS>
@@ -15,6 +36,13 @@ static void tile_kernel(const Segment* segments, int count, const uint32_t* b, i
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) sums[r][v] = vzero();
+  if (!(target->act && ACT_BF16)) {  // where the sums go, and mostly what they are added to: needed at the end
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      __builtin_prefetch((float*)target->out + r * target->stride, 1);
+      __builtin_prefetch((float*)target->out + r * target->stride + VECTORS * LANES - 1, 1);
+    }
+  }
 
   for (int s = 0; s < count; ++s) {
     const uint32_t* a = segments[s].a;
@@ -33,29 +61,18 @@ static void tile_kernel(const Segment* segments, int count, const uint32_t* b, i
     }
   }
 
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) {
-      const bool whole = v + 1 < VECTORS || last == LANES;
-      const int64_t at = r * target->stride + v * LANES;
-      vf x = sums[r][v];
-      if (target->before != nullptr)
-        x = vadd(load_columns(target->before + r * target->before_stride + v * LANES, whole, last), x);
-      if (target->add != nullptr)
-        x = vadd(load_columns(target->add + r * target->add_stride + v * LANES, whole, last), x);
-      if (target->act) {
-        if (whole)
-          vstore_act((act_t*)target->out + at, x);
-        else
-          vstore_act_n((act_t*)target->out + at, x, last);
-      } else {
-        if (whole)
-          vstore((float*)target->out + at, x);
-        else
-          vstore_n((float*)target->out + at, x, last);
-      }
-    }
+  const Target to = *target;
+  if (to.act && ACT_BF16) {
+    if (last == LANES)
+      store_tile<ROWS, VECTORS, true>(sums, last, (act_t*)to.out, to.stride, to.before, to.before_stride);
+    else
+      store_tile<ROWS, VECTORS, false>(sums, last, (act_t*)to.out, to.stride, to.before, to.before_stride);
+  } else {
+    if (last == LANES)
+      store_tile<ROWS, VECTORS, true>(sums, last, (float*)to.out, to.stride, to.before, to.before_stride);
+    else
+      store_tile<ROWS, VECTORS, false>(sums, last, (float*)to.out, to.stride, to.before, to.before_stride);
+  }
 }
 
 template <int ROWS>

@@ -5,10 +5,16 @@
 //   GEMM_ROWS × GEMM_VECTORS·LANES   the register tile
 //   PIECE       rows that are transposed at a time; divides GEMM_ROWS and LANES
 //   CACHED      units of packed panels that stay in the cache (half of a usual L2) while the rows pass by
+//   CHUNK       steps of the reduction that are multiplied at a time
+//   BLOCK_ROWS  rows that one panel of a chunk meets before the next panel
+//
+// Where a step of the tile takes as long as reading its columns of the panel from L2 (AVX-512), all panels of a task
+// meet a row tile in turn. Where it does not (a narrow tile: 96 bytes every 6 cycles on AVX2), a panel of a chunk must
+// fit into half of L1, and stays there while some rows pass by, which then come from L2.
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
 
-enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17 };
+enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 8 };
 typedef __m512i vu;
 LOCALSFT_INLINE vu uload(const uint32_t* p) { return _mm512_loadu_si512(p); }
 LOCALSFT_INLINE void ustore(uint32_t* p, vu x) { _mm512_storeu_si512(p, x); }
@@ -38,13 +44,13 @@ LOCALSFT_INLINE vu uinterleave_bf16(const uint16_t* even, const uint16_t* odd, i
 #else  // a unit is a float
 
 #if defined(LOCALSFT_KERNELS_avx512)
-enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17 };
+enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 8 };
 #elif defined(LOCALSFT_KERNELS_avx2)
-enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 17 };
+enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 16, CHUNK = 256, BLOCK_ROWS = 128 };
 #elif defined(LOCALSFT_KERNELS_neon)
-enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 17 };
+enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 8 };
 #else
-enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 2, PIECE = 4, CACHED = 1 << 17 };
+enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 2, PIECE = 4, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 8 };
 #endif
 typedef vf vu;
 LOCALSFT_INLINE vu uload(const uint32_t* p) { return vload((const float*)p); }

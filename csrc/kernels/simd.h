@@ -329,6 +329,8 @@ LOCALSFT_INLINE void vstore_act_n(act_t* p, vf x, int n) { vstore_n(p, x, n); }
 // Loads and stores that take the stored type from the pointer: floats, or bfloat16 bits.
 LOCALSFT_INLINE vf vget_n(const float* p, int n) { return vload_n(p, n); }
 LOCALSFT_INLINE vf vget_n(const uint16_t* p, int n) { return vload_bf16_n(p, n); }
+LOCALSFT_INLINE void vput(float* p, vf x) { vstore(p, x); }
+LOCALSFT_INLINE void vput(uint16_t* p, vf x) { vstore_bf16(p, x); }
 LOCALSFT_INLINE void vput_n(float* p, vf x, int n) { vstore_n(p, x, n); }
 LOCALSFT_INLINE void vput_n(uint16_t* p, vf x, int n) { vstore_bf16_n(p, x, n); }
 
