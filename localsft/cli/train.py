@@ -44,7 +44,7 @@ def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: 
     if not config.data.path:
         raise UsageError("there is no DATA to train on; give a .jsonl file or a folder: localsft train FILE")
     with joined_team() as team:
-        model = open_model(config.model)
+        model = open_model(config.model, config.quantize)
         examples = load_examples(config, model)
         report_examples(examples)
         report_leakage(config)
@@ -91,14 +91,18 @@ def follow(trainer: Trainer) -> str:
     raise AssertionError("the training loop ends with Finished")
 
 
-def open_model(name: str) -> LoadedModel:
-    """A base model by catalogue name, path or hub id, fetched with a bar if it is not here."""
+def open_model(name: str, quantize: int | None = None) -> LoadedModel:
+    """A base model by catalogue name, path or hub id, fetched with a bar if it is not here; ``quantize``: its copy in so many bits."""
     from localsft.models.cache import locate
     from localsft.session import load_model
 
     with download_bar(name) as progress:
         located = locate(name, progress, say)
-    return load_model(located.name, located.path)
+    if quantize is None:
+        return load_model(located.name, located.path)
+    from localsft.quantized import quantized_copy
+
+    return load_model(located.name, quantized_copy(located.path, quantize, say))
 
 
 def frozen_cache() -> Path:
