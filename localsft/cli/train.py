@@ -57,6 +57,8 @@ def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: 
 
 def carry_out(trainer: Trainer, as_json: bool) -> None:
     """Train to the end or to an interruption, and say and record what came of it."""
+    from dataclasses import asdict
+
     from localsft.session import result
 
     run, info = trainer.run, trainer.engine.info
@@ -66,10 +68,12 @@ def carry_out(trainer: Trainer, as_json: bool) -> None:
     if packing := info.details.get("packing"):
         say(f"  {packing}")
     reason = follow(trainer)
-    document = result(trainer)
+    document, info = result(trainer), trainer.engine.info
     if trainer.team.rank == 0:
-        run.write_info(run.info() | {"result": document | {"reason": reason}})
+        run.write_info(run.info() | {"engine": asdict(info), "result": document | {"reason": reason}})
     say(summary(document))
+    if shapes := info.details.get("compiled_shapes"):
+        say(f"  mx.compile traced the model {shapes} times in {document['steps']} steps, once for each shape of a batch")
     if as_json:
         write_json(document)
     if reason == "interrupted":
