@@ -15,6 +15,8 @@ from localsft.data.render import render_prompt
 from localsft.engine import open_engine
 from localsft.engine.base import Engine, Sampling
 from localsft.errors import Refused, UsageError
+from localsft.models.cache import locate
+from localsft.quantized import quantized_copy
 from localsft.runs import open_run
 from localsft.session import LoadedModel
 
@@ -43,14 +45,17 @@ class Answer:
 def find_adapter(name: str) -> tuple[Path, str | None]:
     """An adapter's folder, and the base model that its run.json names: from a run (folder or name) or an adapter folder.
 
-    Raises ``UsageError`` when there is neither.
+    Where the run quantized its base, that is the quantized copy, made again if the cache has lost it. Raises ``UsageError`` when
+    there is neither run nor adapter.
     """
     if (Path(name) / ADAPTER_FILE).is_file():
         return Path(name), None
     run = open_run(name)
     if not (run.adapter / ADAPTER_FILE).is_file():
         raise UsageError(f"--adapter {name}: the run has no adapter yet; train it to its first validation")
-    return run.adapter, str(run.info()["config"]["model"])
+    config = run.info()["config"]
+    model, bits = str(config["model"]), config.get("quantize")
+    return run.adapter, model if bits is None else str(quantized_copy(locate(model).path, bits))
 
 
 def open_for_answers(model: LoadedModel, adapter: Path | None, engine: str = "auto", threads: int | None = None) -> Engine:

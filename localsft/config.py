@@ -94,6 +94,7 @@ class TrainConfig:
     """A whole training run."""
 
     model: str = setting("smollm2-135m-instruct", "Base model: a catalogue name, a folder, a GGUF file, or a hub id.")
+    quantize: Literal[4, 8] | None = setting(None, "Quantize a model folder of dense weights to so many bits. Default: as it is.")
     engine: Literal["auto", "cpu", "mlx"] = setting("auto", "What computes: mlx on Apple GPUs, cpu anywhere.")
     out: str | None = setting(None, "Run folder. Default: a new one in runs/.")
     init: str | None = setting(None, "Start from this adapter folder (of localsft import, or a run's adapter/), not from zero.")
@@ -251,8 +252,8 @@ def _check(config: TrainConfig, prefix: str) -> None:
 
 
 def choices(hint: Any) -> tuple[str, ...]:
-    """The words that a type allows, if it is a choice of words: ("cosine", "linear", "constant")."""
-    return tuple(get_args(hint)) if getattr(hint, "__origin__", None) is Literal else ()
+    """What a type allows, as words, if it is a choice: ("cosine", "linear", "constant")."""
+    return tuple(map(str, get_args(hint))) if getattr(hint, "__origin__", None) is Literal else ()
 
 
 def describe(setting: Setting) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from localsft.batch import Example, LossSum, PackedBatch
 from localsft.config import LoraConfig, OptimConfig
 from localsft.data.pack import pack_step
+from localsft.engine import has_mlx
 from localsft.engine.base import Sampling
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops, available_isas
@@ -192,9 +193,7 @@ def _decoding_difference(engine: CpuEngine) -> float:
 
 
 def _mlx_checks(base: TinyBase, exact: Outcome, shared: Sequence[PackedBatch], apart: Sequence[PackedBatch]) -> Iterator[Check]:
-    from importlib.util import find_spec
-
-    if find_spec("mlx") is None or find_spec("mlx_lm") is None:
+    if not has_mlx():
         return
     from localsft.engine.mlx.exact import GPU_FLOAT32_LIMIT, device_name, float32_engine
 

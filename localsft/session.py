@@ -161,6 +161,7 @@ def open_fitting(config: TrainConfig, model: LoadedModel, work: Work, cache: Pat
     if fit.recompute:
         del engine
         engine = opened(True)
+    engine.hold_to(fit.memory)
     return engine, replace(config, data=replace(config.data, tokens_per_pack=fit.tokens_per_pack)), fit
 
 

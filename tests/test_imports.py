@@ -21,7 +21,7 @@ LAYERS = (
     {"evaluate"},
     {"train"},
     {"plan"},
-    {"session"},
+    {"session", "quantized"},
     {"answer", "resume", "doctor", "benchmark", "selftest", "export"},
     {"cli"},
     {"__main__"},

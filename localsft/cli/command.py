@@ -87,6 +87,6 @@ def _metavar(hint: Any) -> str:
         origin = getattr(part, "__origin__", part)
         if origin is int or origin is float:
             names.append("N" if origin is int else "X")
-        elif choices(part) and len(choices(part)) == 1:
+        elif getattr(hint, "__origin__", None) is not tuple:
             names.extend(choices(part))
     return "|".join(names) or "TEXT"

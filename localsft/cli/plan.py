@@ -30,7 +30,7 @@ def command(data: str | None, config_file: Path | None, as_json: bool, **values:
     config = resolve(read_toml(config_file) if config_file else {}, given)
     if not config.data.path:
         raise UsageError("there is no DATA to plan for; give a .jsonl file or a folder: localsft plan FILE")
-    model = open_model(config.model)
+    model = open_model(config.model, config.quantize)
     examples = load_examples(config, model)
     report_examples(examples)
     say("running one batch to measure this machine ...")

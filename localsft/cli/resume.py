@@ -25,7 +25,7 @@ def command(run: str, as_json: bool) -> None:
     opened = open_run(run)
     config = recorded_config(opened)
     with joined_team() as team:
-        model = open_model(config.model)
+        model = open_model(config.model, config.quantize)
         examples = load_examples(config, model)
         report_examples(examples)
         trainer, skipped = resume_trainer(opened, config, model, examples, frozen_cache(), team)

@@ -44,7 +44,7 @@ def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: 
     if not config.data.path:
         raise UsageError("there is no DATA to train on; give a .jsonl file or a folder: localsft train FILE")
     with joined_team() as team:
-        model = open_model(config.model)
+        model = open_model(config.model, config.quantize)
         examples = load_examples(config, model)
         report_examples(examples)
         report_leakage(config)
@@ -57,6 +57,8 @@ def command(data: str | None, config_file: Path | None, dry_run: bool, as_json: 
 
 def carry_out(trainer: Trainer, as_json: bool) -> None:
     """Train to the end or to an interruption, and say and record what came of it."""
+    from dataclasses import asdict
+
     from localsft.session import result
 
     run, info = trainer.run, trainer.engine.info
@@ -66,10 +68,12 @@ def carry_out(trainer: Trainer, as_json: bool) -> None:
     if packing := info.details.get("packing"):
         say(f"  {packing}")
     reason = follow(trainer)
-    document = result(trainer)
+    document, info = result(trainer), trainer.engine.info
     if trainer.team.rank == 0:
-        run.write_info(run.info() | {"result": document | {"reason": reason}})
+        run.write_info(run.info() | {"engine": asdict(info), "result": document | {"reason": reason}})
     say(summary(document))
+    if shapes := info.details.get("compiled_shapes"):
+        say(f"  mx.compile traced the model {shapes} times in {document['steps']} steps, once for each shape of a batch")
     if as_json:
         write_json(document)
     if reason == "interrupted":
@@ -91,14 +95,18 @@ def follow(trainer: Trainer) -> str:
     raise AssertionError("the training loop ends with Finished")
 
 
-def open_model(name: str) -> LoadedModel:
-    """A base model by catalogue name, path or hub id, fetched with a bar if it is not here."""
+def open_model(name: str, quantize: int | None = None) -> LoadedModel:
+    """A base model by catalogue name, path or hub id, fetched with a bar if it is not here; ``quantize``: its copy in so many bits."""
     from localsft.models.cache import locate
     from localsft.session import load_model
 
     with download_bar(name) as progress:
         located = locate(name, progress, say)
-    return load_model(located.name, located.path)
+    if quantize is None:
+        return load_model(located.name, located.path)
+    from localsft.quantized import quantized_copy
+
+    return load_model(located.name, quantized_copy(located.path, quantize, say))
 
 
 def frozen_cache() -> Path:

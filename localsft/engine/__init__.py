@@ -33,6 +33,21 @@ def physical_cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
+def write_quantized_by_mlx_lm(base: BaseModel, bits: int, folder: Path) -> None:
+    """Weights and config.json of a family whose tensors only mlx-lm can take apart. Raises MissingPart where it is not installed."""
+    if not has_mlx():
+        family = base.config.model_type
+        raise MissingPart(f"quantizing a {family} model needs mlx-lm, which is not installed: run pip install 'localsft[mlx]'")
+    from localsft.engine.mlx.quantized import write_quantized
+
+    write_quantized(base, bits, folder)
+
+
+def has_mlx() -> bool:
+    """Whether MLX and mlx-lm are installed."""
+    return find_spec("mlx") is not None and find_spec("mlx_lm") is not None
+
+
 def open_engine(
     name: str,
     base: BaseModel,
@@ -61,7 +76,7 @@ def open_engine(
             engine.keep_frozen(cache)
         return engine
     if chosen == "mlx":
-        if find_spec("mlx") is None or find_spec("mlx_lm") is None:
+        if not has_mlx():
             raise MissingPart(f"--engine {name} needs MLX, which is not installed: run pip install 'localsft[mlx]', or use --engine cpu")
         from localsft.engine.mlx.engine import MlxEngine
 

@@ -58,7 +58,9 @@ class BatchSize:
 class Engine(Protocol):
     """A base model with a LoRA adapter on some of its linears, its gradient, and its optimizer."""
 
-    info: EngineInfo
+    @property
+    def info(self) -> EngineInfo:
+        """What runs, and what it has done so far where ``details`` counts that."""
 
     def accumulate(self, batch: PackedBatch) -> LossSum:
         """Add the gradient of Σ w·CE over the batch's targets; return Σ w·CE (nats) and Σ w."""
@@ -87,6 +89,9 @@ class Engine(Protocol):
 
         ``recompute``: of an engine that was opened with ``checkpoint``, so that activations are recomputed in the backward.
         """
+
+    def hold_to(self, memory: int) -> None:
+        """Tell the allocator, where the engine has one, the bytes that a plan counted (``memory``) for the passes to come."""
 
     def adapter(self) -> dict[str, Float32]:
         """``model.layers.N.<module>.lora_a`` (in, R) and ``.lora_b`` (R, out), float32 copies, mlx-lm's names."""

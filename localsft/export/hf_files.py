@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,8 @@ from localsft.session import LoadedModel
 from localsft.tokenizer.pretokenizers import find_pretokenizer
 from localsft.weights.config import ModelConfig
 from localsft.weights.load import BaseModel
+from localsft.weights.side_files import copy_side_files
 
-# Everything that tokenizes, renders or ends a conversation.
-SIDE_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "generation_config.json", "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt",
-)  # fmt: skip
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _USER_DEFINED = 4  # of tokenizer.ggml.token_type
 
@@ -29,9 +24,7 @@ def write_side_files(folder: Path, model: LoadedModel, tokenizer_from: Path | No
     GGUF's vocabulary. Raises UsageError for a kind of vocabulary that tokenizer.json can't be made from."""
     source = tokenizer_from or (None if model.base.metadata else model.base.path)
     if source is not None:
-        copied = [name for name in SIDE_FILES if (source / name).is_file()]
-        for name in copied:
-            shutil.copyfile(source / name, folder / name)
+        copy_side_files(source, folder)
         return
     write_gguf_tokenizer(folder, model)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localsft.errors import InputError, UsageError
 from localsft.export.families import named
-from localsft.export.hf_files import SIDE_FILES, folder_config, write_json, write_side_files
+from localsft.export.hf_files import folder_config, write_json, write_side_files
 from localsft.export.lowrank import Update
 from localsft.export.proof import Check
 from localsft.export.source import Source
@@ -20,14 +19,14 @@ from localsft.session import LoadedModel
 from localsft.tokenizer import load_tokenizer
 from localsft.weights.load import BaseModel, load_base
 from localsft.weights.quant import as_f32, f32_to_bf16, quantize_affine
-from localsft.weights.safetensors import write_safetensors
+from localsft.weights.side_files import SIDE_FILES
 from localsft.weights.tensor import AffineQuantized, Dense, Tensor
+from localsft.weights.write import write_tensors
 
 OWN = "base"
 DENSE = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 MLX = {f"mlx-{bits}bit": bits for bits in (3, 4, 5, 6, 8)}
 TYPES = ("mlx-3bit", "mlx-4bit", "mlx-5bit", "mlx-6bit", "mlx-8bit", "bf16", "f16", "f32")  # narrow to wide
-SHARD_BYTES = 4 << 30
 _HALF_UNIT = {"bf16": 2.0**-8, "f16": 2.0**-11, "f32": 0.0}  # relative rounding of a weight (float16: of a normal one)
 
 
@@ -82,65 +81,13 @@ def write_merged(
     """Write config.json, the weights in shards, and the tokenizer's files into ``folder``. No ``updates``: the base itself."""
     base = model.base
     check_kind(base, updates, kind)
-    writer = _Shards(folder, {"format": "mlx" if kind in MLX else "pt", **texts})
-    quantized: dict[str, dict[str, int]] = {}
-    for name in base.tensors:
-        module = name.removesuffix(".weight")
-        tensor = stored(base.tensors[name], name, updates.get(module), kind)
-        if isinstance(tensor, AffineQuantized):
-            quantized[module] = {"group_size": tensor.group_size, "bits": tensor.bits}
-            writer.add(name, Dense(tensor.packed))
-            writer.add(f"{module}.scales", Dense(tensor.scales, bf16=tensor.bf16_scales))
-            writer.add(f"{module}.biases", Dense(tensor.biases, bf16=tensor.bf16_scales))
-        else:
-            writer.add(name, tensor)
-    writer.finish()
+    tensors = ((name, stored(base.tensors[name], name, updates.get(name.removesuffix(".weight")), kind)) for name in base.tensors)
+    quantization = write_tensors(folder, tensors, {"format": "mlx" if kind in MLX else "pt", **texts})
     config = folder_config(model, DENSE.get(kind, "bfloat16" if kind == OWN else "float16"))
-    if quantized:
-        config["quantization"] = _quantization(quantized)
+    if quantization:
+        config["quantization"] = quantization
     write_json(folder / "config.json", config)
     write_side_files(folder, model, tokenizer_from)
-
-
-def _quantization(modules: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """mlx-lm's table: the most frequent setting as the default, the others by name."""
-    settings = [tuple(setting.values()) for setting in modules.values()]
-    group, bits = max(set(settings), key=settings.count)
-    others = {name: dict(setting) for name, setting in modules.items() if tuple(setting.values()) != (group, bits)}
-    return {"group_size": group, "bits": bits, "mode": "affine", **others}
-
-
-class _Shards:
-    """Safetensors files of at most SHARD_BYTES, and the index where there is more than one."""
-
-    def __init__(self, folder: Path, metadata: Mapping[str, str]) -> None:
-        self._folder, self._metadata = folder, metadata
-        self._tensors: dict[str, Dense] = {}
-        self._bytes = self._total = 0
-        self._files: list[list[str]] = []
-
-    def add(self, name: str, tensor: Dense) -> None:
-        if self._tensors and self._bytes + tensor.data.nbytes > SHARD_BYTES:
-            self._flush()
-        self._tensors[name] = tensor
-        self._bytes += tensor.data.nbytes
-        self._total += tensor.data.nbytes
-
-    def _flush(self) -> None:
-        write_safetensors(self._folder / f"part-{len(self._files) + 1}.safetensors", self._tensors, self._metadata)
-        self._files.append(list(self._tensors))
-        self._tensors, self._bytes = {}, 0
-
-    def finish(self) -> None:
-        self._flush()
-        count = len(self._files)
-        names = [f"model-{i:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors" for i in range(1, count + 1)]
-        for number, name in enumerate(names, 1):
-            (self._folder / f"part-{number}.safetensors").rename(self._folder / name)
-        if count > 1:
-            weight_map = {tensor: name for name, tensors in zip(names, self._files, strict=True) for tensor in tensors}
-            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-            write_json(self._folder / "model.safetensors.index.json", index)
 
 
 def check_merged(folder: Path, source: Source, kind: str) -> tuple[list[Check], list[Survival]]:

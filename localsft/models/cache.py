@@ -63,7 +63,7 @@ def pull(card: Card, progress: Progress, notice: Notice, given: Path | None = No
     Two processes that want the same model: the second waits, and finds it there. Raises ``InputError`` for a download that
     broke off or is corrupt, a full disk, or a ``given`` file that is not the model.
     """
-    with _lock(_folder(card), notice):
+    with locked(_folder(card), notice):
         if there := cached(card):
             return there
         if given is not None:
@@ -82,7 +82,7 @@ def pull_hub(repo: str, progress: Progress, notice: Notice) -> Path:
     from localsft.models.hub import hub_files
 
     folder = home() / "models" / "hub" / repo.replace("/", "--")
-    with _lock(folder, notice):
+    with locked(folder, notice):
         if folder.is_dir():
             return folder
         source = hub_files(repo)
@@ -221,8 +221,8 @@ def _land(source: Source, partial: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def _lock(folder: Path, notice: Notice) -> Iterator[None]:
-    """Only one process at a time; the lock goes with the process, however it ends."""
+def locked(folder: Path, notice: Notice) -> Iterator[None]:
+    """Only one process at a time fills ``folder``; the lock goes with the process, however it ends."""
     import fcntl
 
     path = folder.with_name(folder.name + ".lock")
@@ -235,6 +235,6 @@ def _lock(folder: Path, notice: Notice) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            notice(f"another process is fetching into {folder}; waiting for it")
+            notice(f"another process is filling {folder}; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -163,7 +163,7 @@ def test_two_at_once_fetch_once(tmp_path: Path, home: Path) -> None:
         assert cached(CARD) is None
         fcntl.flock(other, fcntl.LOCK_UN)
     thread.join(20)
-    assert notices == [f"another process is fetching into {home}/models/tiny; waiting for it"]
+    assert notices == [f"another process is filling {home}/models/tiny; waiting for it"]
     assert cached(CARD) is not None
 
 

@@ -65,6 +65,9 @@ class CpuEngine:
     def memory(self, train: BatchSize, score: BatchSize, recompute: bool) -> int:
         return memory_of(self.model, self.parameters.values.size, train, score, recompute).total
 
+    def hold_to(self, memory: int) -> None:
+        """Buffers are numpy's; there is no allocator of ours that could be told."""
+
     def accumulate(self, batch: PackedBatch) -> LossSum:
         if batch.n_targets == 0:
             return LossSum()

@@ -25,7 +25,7 @@ from localsft.engine.mlx.forward import Arrays, hidden_states, to_arrays
 from localsft.engine.mlx.layout import Layout
 from localsft.engine.mlx.lora import Adapter, linear_shapes
 from localsft.engine.mlx.loss import HeadLoss, head_in_float32, rows_at_once
-from localsft.engine.mlx.memory import Sizes
+from localsft.engine.mlx.memory import Sizes, limit_memory
 from localsft.engine.mlx.model import load_model
 from localsft.engine.mlx.packed_cache import with_token_positions
 from localsft.engine.mlx.parts import take_apart, with_layers
@@ -93,15 +93,23 @@ class MlxEngine:
         self._drop_gradient()
         self.load_adapter(initial_adapter(self.shapes, seed))
         self.load_optimizer_state({name: np.zeros(shape, np.float32) for name, shape in optimizer_shapes(self.shapes).items()})
-        details = {
+        self._details = {
             "device": str(mx.default_device()),
             "precision": str(parts.dtype).removeprefix("mlx.core."),
             "packing": str(self.packing),
         }
-        self.info = EngineInfo("mlx", "metal" if mx.metal.is_available() else "mlx-cpu", 0, details)
+
+    @property
+    def info(self) -> EngineInfo:
+        """With the shapes that were compiled so far, where ``mx.compile`` is on."""
+        traced = {"compiled_shapes": self.traces} if self.compiled else {}
+        return EngineInfo("mlx", "metal" if mx.metal.is_available() else "mlx-cpu", 0, self._details | traced)
 
     def memory(self, train: BatchSize, score: BatchSize, recompute: bool) -> int:
         return self._sizes.total(train, score, recompute)
+
+    def hold_to(self, memory: int) -> None:
+        limit_memory(memory, self._sizes.weights)
 
     def accumulate(self, batch: PackedBatch) -> LossSum:
         if batch.n_targets == 0:

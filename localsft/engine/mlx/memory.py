@@ -27,6 +27,19 @@ LOGIT_COPIES = 3.5  # float32 arrays as large as a chunk's logits while it is di
 OPTIMIZER_COPIES = 8  # values, moments, gradients, and the new ones while a step is applied
 
 
+def limit_memory(planned: int, weights: int) -> None:
+    """Hold MLX's allocator to a plan of so many bytes, of which ``weights`` stay for the whole run.
+
+    Beyond the plan freed buffers are given back instead of kept; MLX itself fails only where the system has nothing left. What is
+    kept for reuse is at most what the passes need, so that a run never holds more than its plan when it is idle. On GPUs the plan
+    is wired, up to what the system recommends: pages that move out and in again make a step several times as long.
+    """
+    mx.set_memory_limit(planned)
+    mx.set_cache_limit(max(0, planned - weights))
+    if recommended := mx.device_info().get("max_recommended_working_set_size"):
+        mx.set_wired_limit(min(planned, int(recommended)))
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """What the account needs to know of a model."""

@@ -37,3 +37,19 @@ def test_a_passes_peak(shape: str, recompute: bool, length: int, count: int, tmp
     size = BatchSize(batch.n_tokens, batch.n_targets, length)
     counted = engine.memory(size, BatchSize(0, 0), recompute) - engine.memory(BatchSize(0, 0), BatchSize(0, 0), recompute)
     assert took <= counted <= 2 * took, (took, counted)
+
+
+def test_a_plan_binds_the_allocator(tmp_path: Path) -> None:
+    """The limits follow from the plan, and a pass within it works; afterwards what is kept for reuse fits the plan too."""
+    engine = MlxEngine(load_base(write_model(tmp_path / "m", config_of("qwen3"))), LoraConfig(rank=8), OPTIM)
+    before = mx.get_memory_limit(), mx.set_cache_limit(0)
+    batch = random_tree(101, [-1] * 8, [64] * 8)
+    planned = engine.memory(BatchSize(batch.n_tokens, batch.n_targets, 64), BatchSize(0, 0), False)
+    try:
+        engine.hold_to(planned)
+        assert mx.get_memory_limit() == planned
+        assert engine.accumulate(batch).weight == pytest.approx(batch.weight)
+        assert mx.get_cache_memory() <= planned - engine._sizes.weights
+    finally:
+        mx.set_memory_limit(before[0])
+        assert mx.set_cache_limit(before[1]) == planned - engine._sizes.weights

@@ -16,7 +16,7 @@ from localsft.config import LoraConfig
 from localsft.engine import open_engine
 from localsft.engine.base import Sampling
 from localsft.engine.mlx.engine import MlxEngine
-from localsft.engine.mlx.forward import Packing
+from localsft.engine.mlx.forward import Packing, to_arrays
 from localsft.engine.mlx.packed_cache import Attending
 from localsft.errors import InputError, UsageError
 
@@ -226,3 +226,22 @@ def test_the_engine_says_what_it_is(tied: Golden) -> None:
     assert engine.info.details["packing"] == "packed rows, shared prefixes"
     other = open_engine("cpu", tied.base, LORAS["all"], OPTIM, seed=7, threads=1)
     assert all(np.array_equal(value, other.adapter()[name]) for name, value in engine.adapter().items())
+
+
+def test_a_run_traces_a_handful_of_shapes(tied: Golden) -> None:
+    """Python runs through a compiled pass once for each new shape of a batch. Nothing is evaluated: MLX's CPU kernels would have to be
+    compiled. Lengths as of chat data, two in three batches with a shared prompt."""
+    mx.enable_compile()
+    engine, random = tied.engine(compiled=True), np.random.default_rng(5)
+    shapes, steps = set(), 60
+    for step in range(steps):
+        lengths = np.clip(random.lognormal(3.5, 0.4, 8), 8, 120).astype(int).tolist()
+        shared = step % 3 > 0
+        batch = random_tree(211, [-1, *[0] * 8] if shared else [-1] * 8, [40, *lengths] if shared else lengths, step)
+        layout = engine._layout(batch)
+        shapes.add(layout.shapes)
+        engine._gradient_pass(engine._values, engine._gradient, mx.random.key(step), to_arrays(layout))
+    assert engine.traces == len(shapes) == engine.info.details["compiled_shapes"]
+    assert engine.traces <= steps / 2
+    engine._gradient_pass(engine._values, engine._gradient, mx.random.key(0), to_arrays(layout))
+    assert engine.traces == len(shapes)
