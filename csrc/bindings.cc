@@ -48,4 +48,5 @@ PYBIND11_MODULE(_core, m) {
   localsft::bind_decode(m);
   localsft::bind_linear(m);
   localsft::bind_pack(m);
+  localsft::bind_pieces(m);
 }

@@ -8,7 +8,7 @@ import click
 
 from localsft.cli.command import ExampleGroup
 
-COMMANDS: tuple[str, ...] = ("check", "preview", "split", "convert", "diff")
+COMMANDS: tuple[str, ...] = ("check", "preview", "stats", "split", "convert", "diff")
 
 
 class DataGroup(ExampleGroup):
@@ -26,4 +26,4 @@ class DataGroup(ExampleGroup):
 
 @click.group(cls=DataGroup, example="localsft data check tickets.jsonl\nlocalsft data preview tickets.jsonl --row 3", name="data")
 def command() -> None:
-    """Look at data before it is trained on: check, preview, split, convert, compare."""
+    """Look at data before it is trained on: check, preview, measure, split, convert, compare."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from localsft.data.conversation import Conversation
-from localsft.data.near import NearIndex
+from localsft.data.near import near_pairs, pieces_of
 from localsft.data.texts import answer_text, dataset_fingerprint, identity, prompt_text, whole_text
 
 EDITED = 0.6  # similarity from which on a removed and an added row are one row, edited
@@ -49,11 +49,11 @@ def compare(before: Iterable[Conversation], after: Iterable[Conversation]) -> Da
         if prompt and by_prompt[prompt]:
             pairs[j] = by_prompt[prompt].pop(0)
             gone.add(pairs[j])
-    index = NearIndex(EDITED)
-    for i, row in enumerate(removed):
-        if i not in gone:
-            index.add(i, whole_text(row))
-    likely = [(-value, j, i) for j, row in enumerate(added) if j not in pairs for i, value in index.near(whole_text(row))]
+    left = [i for i in range(len(removed)) if i not in gone]
+    open_ones = [j for j in range(len(added)) if j not in pairs]
+    pieces = pieces_of([whole_text(rows[k]) for rows, chosen in ((removed, left), (added, open_ones)) for k in chosen])
+    near = zip(*near_pairs(pieces, len(left), EDITED), strict=True)
+    likely = [(-float(value), open_ones[int(j) - len(left)], left[int(i)]) for j, i, value in near]
     for _, j, i in sorted(likely):
         if j not in pairs and i not in gone:
             pairs[j] = i

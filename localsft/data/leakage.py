@@ -6,11 +6,13 @@ would seem near for the part that they all share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import xxhash
+
 from localsft.data.conversation import Conversation
-from localsft.data.near import NearIndex, common_pieces
+from localsft.data.near import PieceFile, Pieces, all_pieces, common_pieces, near_pairs
 from localsft.data.texts import answer_text, prompt_text
 
 NEAR = 0.9
@@ -34,24 +36,31 @@ class Leak:
 
 def find_leaks(train: Iterable[Conversation], holdout: Iterable[Conversation], threshold: float = NEAR) -> list[Leak]:
     """Every holdout row that a training row repeats, exactly or to ``threshold``, with the most similar training row."""
-    exact: dict[tuple[str, str], str] = {}
-    texts: list[str] = []
+    exact: dict[bytes, int] = {}  # of the first training row with this prompt and answer
     sources: list[str] = []
-    for conversation in train:
-        pair = prompt_text(conversation), answer_text(conversation)
-        if pair not in exact:
-            exact[pair] = conversation.source
-            texts.append("\n".join(pair))
+    asked: list[tuple[str, bytes]] = []
+
+    def texts() -> Iterator[str]:
+        for conversation in train:
+            pair = prompt_text(conversation), answer_text(conversation)
+            exact.setdefault(_key(pair), len(sources))
             sources.append(conversation.source)
-    index = NearIndex(threshold, common_pieces(texts))
-    for key, text in enumerate(texts):
-        index.add(key, text)
-    leaks = []
-    for conversation in holdout:
-        pair = prompt_text(conversation), answer_text(conversation)
-        if pair in exact:
-            leaks.append(Leak(conversation.source, exact[pair], 1.0))
-        elif found := index.near("\n".join(pair)):
-            key, similarity = found[0]
-            leaks.append(Leak(conversation.source, sources[key], min(similarity, 0.999)))
-    return leaks
+            yield "\n".join(pair)
+        for conversation in holdout:
+            pair = prompt_text(conversation), answer_text(conversation)
+            asked.append((conversation.source, _key(pair)))
+            yield "\n".join(pair)
+
+    with PieceFile() as file:
+        pieces = all_pieces(texts(), file)
+        count = len(sources)
+        common = common_pieces(Pieces(pieces.members, pieces.starts[: count + 1]))
+        near: dict[int, tuple[int, float]] = {}
+        for later, early, similarity in zip(*near_pairs(pieces.ignoring(common), count, threshold), strict=True):
+            near.setdefault(int(later) - count, (int(early), min(float(similarity), 0.999)))
+    found = (near.get(i) if (same := exact.get(key)) is None else (same, 1.0) for i, (_, key) in enumerate(asked))
+    return [Leak(source, sources[one[0]], one[1]) for (source, _), one in zip(asked, found, strict=True) if one]
+
+
+def _key(pair: tuple[str, str]) -> bytes:
+    return xxhash.xxh3_128_digest("\0".join(pair).encode("utf-8", "surrogatepass"))

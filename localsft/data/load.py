@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -129,9 +129,10 @@ def load_file(
     max_length: int,
     skip_bad: bool = False,
     cache: Path | None = None,
+    mapping: Mapping[str, str] | None = None,
 ) -> Part:
-    """The examples of one file. Raises ``InputError`` as ``load_dataset`` does."""
-    recipe = Recipe(open_data(file), tokenizer, template, mask, max_length, skip_bad)
+    """The examples of one file. ``mapping``: as for ``open_data``. Raises ``InputError`` as ``load_dataset`` does."""
+    recipe = Recipe(open_data(file, mapping), tokenizer, template, mask, max_length, skip_bad)
     target = cache / _key(recipe) if cache else None
     store = _found(target, str(file)) if target else None
     if store is None:

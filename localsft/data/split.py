@@ -9,7 +9,7 @@ from typing import Literal
 import xxhash
 
 from localsft.data.conversation import Conversation
-from localsft.data.near import THRESHOLD, common_pieces, near_groups
+from localsft.data.near import THRESHOLD, PieceFile, all_pieces, common_pieces, near_groups
 from localsft.data.texts import answer_text, identity, prompt_text, whole_text
 
 By = Literal["auto", "tag", "label", "none"]
@@ -27,7 +27,9 @@ def split(conversations: Sequence[Conversation], fractions: Mapping[str, float],
     names = [identity(conversation) for conversation in conversations]
     order = sorted(range(len(names)), key=lambda i: (names[i], i))  # from here on the order of the rows no longer counts
     texts = [prompt_text(conversations[i]) or whole_text(conversations[i]) for i in order]
-    number = near_groups(texts, THRESHOLD, common_pieces(texts))
+    with PieceFile() as file:
+        pieces = all_pieces(texts, file)
+        number = near_groups(pieces.ignoring(common_pieces(pieces)), THRESHOLD)
     strata = strata_of(conversations, by)
     groups: dict[int, list[int]] = defaultdict(list)
     for i, group in zip(order, number, strict=True):

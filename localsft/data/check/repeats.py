@@ -9,7 +9,7 @@ import xxhash
 
 from localsft.data.check.finding import Collector, DataFinding
 from localsft.data.conversation import Conversation
-from localsft.data.near import NearIndex, common_pieces
+from localsft.data.near import PieceFile, all_pieces, common_pieces, near_earlier
 from localsft.data.split import LABEL_LENGTH, MAX_LABELS
 from localsft.data.texts import answer_text, identity, whole_text
 
@@ -52,16 +52,20 @@ class RepeatChecks:
     def _duplicates(self) -> Iterable[DataFinding]:
         exact = Collector("duplicate", "warning", "a row stands there more than once and counts so often", "remove all but one")
         near = Collector("near-duplicate", "warning", "a row is nearly the same as an earlier one", "keep the better one")
-        index = NearIndex(NEAR, common_pieces(self._texts))
         first: dict[str, int] = {}
-        for i, (name, source, text) in enumerate(zip(self.identities, self._sources, self._texts, strict=True)):
+        rows: list[int] = []  # the first of each content
+        for i, (name, source) in enumerate(zip(self.identities, self._sources, strict=True)):
             if name in first:
                 exact.add(source, f"as {self._sources[first[name]]}")
-                continue
-            first[name] = i
-            if found := index.near(text):
-                near.add(source, f"{found[0][1]:.0%} like {self._sources[found[0][0]]}")
-            index.add(i, text)
+            else:
+                first[name] = i
+                rows.append(i)
+        with PieceFile() as file:
+            pieces = all_pieces((self._texts[i] for i in rows), file)
+            earlier, similarity = near_earlier(pieces.ignoring(common_pieces(pieces)), NEAR)
+        for i, before, value in zip(rows, earlier.tolist(), similarity.tolist(), strict=True):
+            if before >= 0:
+                near.add(self._sources[i], f"{value:.0%} like {self._sources[rows[before]]}")
         yield from exact.findings()
         yield from near.findings()
 
