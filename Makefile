@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := smollm2-135m-instruct
+TEMPLATES := $(VENV)/templates
 
 SOURCES := pyproject.toml CMakeLists.txt README.md $(shell find csrc localsft models examples -type f ! -name '*.so' ! -path '*/__pycache__/*')
 
@@ -20,15 +21,22 @@ test: $(VENV)/tests-installed
 	$(MAKE) --no-print-directory lint
 	LOCALSFT_TEST_SMOLLM2=$$($(BIN)/localsft models pull $(MODEL)) $(BIN)/python -m pytest $(TESTS)
 
-test-all: $(VENV)/tests-installed
+test-all: $(VENV)/tests-installed $(TEMPLATES)
 	$(MAKE) --no-print-directory lint
-	LOCALSFT_TEST_SMOLLM2=$$($(BIN)/localsft models pull $(MODEL)) $(BIN)/python -m pytest -m 'slow or not slow' $(TESTS)
+	LOCALSFT_TEST_TEMPLATES=$(abspath $(TEMPLATES)) LOCALSFT_TEST_SMOLLM2=$$($(BIN)/localsft models pull $(MODEL)) $(BIN)/python -m pytest -m 'slow or not slow' $(TESTS)
 
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cc' -o -name '*.inl')
+
+# The chat templates of 70 models, out of the source distribution of llama-cpp-python; nothing is built.
+$(TEMPLATES): | $(VENV)/pip
+	$(BIN)/python -m pip install --quiet scikit-build-core
+	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary llama-cpp-python --dest $@.part llama-cpp-python==0.3.36
+	cd $@.part && tar -xzf llama_cpp_python-0.3.36.tar.gz --strip-components 5 llama_cpp_python-0.3.36/vendor/llama.cpp/models/templates
+	rm $@.part/*.tar.gz && mv $@.part $@
 
 # The benchmarks that need no peer; the others say what they need (bench/*.py).
 bench: $(VENV)/tests-installed

@@ -45,9 +45,9 @@ def chat_template(tokenizer: Tokenizer, source: str | None = None, where: str = 
     def name(token_id: int | None) -> str:
         return "" if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
-    template = ChatTemplate(text, bos=name(tokenizer.bos_id), eos=name(tokenizer.eos_id), where=where)
-    vet(template)
-    return template
+    bos, eos = name(tokenizer.bos_id), name(tokenizer.eos_id)
+    vet(text, bos=bos, eos=eos, where=where)  # before it is compiled: that alone can end a process
+    return ChatTemplate(text, bos=bos, eos=eos, where=where)
 
 
 def render(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, *, mask: Mask, max_length: int) -> Rendered:

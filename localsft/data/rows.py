@@ -6,6 +6,8 @@ Rows of JSON stay bytes here, so that parsing them can be spread over processes;
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from localsft.data.containers import csv_rows, json_array_rows, parquet_rows, te
 from localsft.errors import InputError
 
 MAX_LINE = 64 << 20  # bytes
+_LOOSE = re.compile(rb'"[ \t\r\n]+:')  # a colon apart from its key
 _SUFFIXES = {".csv": "CSV", ".tsv": "TSV", ".txt": "plain text", ".parquet": "Parquet"}
 
 Row = tuple[int, "bytes | dict[str, Any]"]
@@ -80,7 +83,7 @@ def read_rows(container: Container) -> Iterator[Row]:
             for row in rows:
                 found = True
                 yield row
-        except (EOFError, OSError) as error:  # a gzip stream that is cut off or damaged
+        except (EOFError, OSError, zlib.error) as error:  # a gzip stream that is cut off or damaged
             raise InputError(f"{file}: the file is damaged or cut off ({error}); fetch or write it again") from None
     if not found:
         raise InputError(f"{file}: the file is empty; it needs one conversation a line")
@@ -117,7 +120,7 @@ def opened(file: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
 def _read(stream: IO[bytes], count: int, file: Path) -> bytes:
     try:
         return stream.read(count)
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{file}: the file is damaged or cut off ({error}); fetch or write it again") from None
 
 
@@ -141,7 +144,13 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: {_explain(line, error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: the row is JSON but not an object; each row must be one {{...}} object")
-    if line.count(b'":') + line.count(b'" :') != _count_keys(value):  # cheap; only then the exact and slow look
+    try:
+        again = orjson.dumps([[[[[[[[value]]]]]]]])  # some levels to spare for what a row is put into later
+    except orjson.JSONEncodeError:
+        raise InputError(f"{where}: the row nests deeper than 240 levels; flatten it") from None
+    # Written out again, a row without duplicate keys has as many `":` as before, unless a quote or a colon is an escape or
+    # stands apart; only then the slow look.
+    if again.count(b'":') != line.count(b'":') or b"\\u0022" in line or b"\\u003" in line or _LOOSE.search(line):
         _refuse_duplicate_keys(line, where)
     return value
 
@@ -153,12 +162,6 @@ def _explain(line: bytes, error: Exception) -> str:
         return f"not UTF-8 at byte {bad.start + 1} of the line; save the file as UTF-8"
     text = str(error).split(":")[0].strip() or "malformed"
     return f"not valid JSON ({text}, column {getattr(error, 'colno', 1)}); each row must be one whole JSON object"
-
-
-def _count_keys(value: dict[str, Any] | list[Any]) -> int:
-    own = len(value) if type(value) is dict else 0
-    children = value.values() if type(value) is dict else value
-    return own + sum([_count_keys(child) for child in children if type(child) is dict or type(child) is list])
 
 
 def _refuse_duplicate_keys(line: bytes, where: str) -> None:

@@ -1,11 +1,11 @@
-"""A chat template is tried in a child process before it is used: one that eats memory or time ends there, not here.
+"""A chat template is tried in a child process before it is compiled here: one that eats memory, time or the stack ends there.
 
-minijinja counts steps, but a template can double a text forty times in forty steps, and the process dies with the allocation.
-The child renders stock conversations under the kernel's limits of memory and processor time. A template that behaves there
-and bites only on certain rows can still end the process that renders them; it can't reach anything else.
+minijinja counts steps, but a template can double a text forty times in forty steps, and the process dies with the allocation;
+and a chain of fifty thousand operators overflows the stack of minijinja's compiler. The child compiles the template and renders
+stock conversations, on a small stack, under the kernel's limits of memory and processor time. A template that behaves there and
+bites only on certain rows can still end the process that renders them; it can't reach anything else.
 
-Run as ``python -m localsft.data.vetting`` this module is the child: {"source", "bos", "eos"} on stdin, exit code 0, or 1 with
-one line on stderr.
+Run as ``python -m localsft.data.vetting`` this module is the child: {"source", "bos", "eos"} on stdin, exit code 0 if it passed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,17 @@ from localsft.errors import InputError
 
 CPU_SECONDS = 1  # of the child, its start included; honest templates take a few milliseconds
 MEMORY = 512 << 20  # bytes beyond what the child has after its imports
+STACK = 512 << 10  # bytes, as a thread on macOS has; any thread that renders later has as much
 WALL_SECONDS = 60  # only against a child that hangs without working
 
 
-def vet(template: ChatTemplate) -> None:
-    """Try ``template`` on stock conversations in a child process.
+def vet(source: str, *, bos: str = "", eos: str = "", where: str = "the chat template") -> None:
+    """Try a template's ``source`` on stock conversations in a child process; one that can't be compiled passes, to be told of later.
 
     Raises:
-        InputError: it takes more than a second of processor time or 512 MiB.
+        InputError: it takes more than a second of processor time, 512 MiB or a small stack.
     """
-    task = {"source": template.source, "bos": template.bos, "eos": template.eos}
+    task = {"source": source, "bos": bos, "eos": eos}
     package = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]), "RUST_BACKTRACE": "0"}
     try:
@@ -50,7 +52,7 @@ def vet(template: ChatTemplate) -> None:
         died = True
     if died:
         raise InputError(
-            f"{template.where}: the chat template takes more than a second or {MEMORY >> 20} MiB on a short conversation, "
+            f"{where}: the chat template takes more than a second or {MEMORY >> 20} MiB on a short conversation, or nests too deep, "
             "as a hostile one does; pass another with --template"
         )
 
@@ -76,7 +78,6 @@ def main() -> int:
     import resource
 
     task = json.load(sys.stdin)
-    template = ChatTemplate(task["source"], bos=task["bos"], eos=task["eos"])
     with open("/proc/self/statm") if sys.platform == "linux" else open(os.devnull) as file:
         pages = int((file.read() or "0").split()[0])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -84,11 +85,22 @@ def main() -> int:
     if pages:  # other systems do not hold a process to RLIMIT_AS; there the processor time is the limit
         size = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    for messages, tools in stock_conversations():
-        for prompt in (False, True):
-            with suppress(InputError):  # refusing a conversation is a template's right
-                template.render(messages, tools, add_generation_prompt=prompt)
-    return 0
+    threading.stack_size(STACK)
+    passed: list[bool] = []
+    trial = threading.Thread(target=_try, args=(task, passed))
+    trial.start()
+    trial.join()
+    return 0 if passed else 1
+
+
+def _try(task: dict[str, str], passed: list[bool]) -> None:
+    with suppress(InputError):  # no template at all: told where it is compiled
+        template = ChatTemplate(task["source"], bos=task["bos"], eos=task["eos"])
+        for messages, tools in stock_conversations():
+            for prompt in (False, True):
+                with suppress(InputError):  # refusing a conversation is a template's right
+                    template.render(messages, tools, add_generation_prompt=prompt)
+    passed.append(True)
 
 
 if __name__ == "__main__":

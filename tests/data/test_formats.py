@@ -65,7 +65,13 @@ def test_lines_split_on_newline_bytes_only(tmp_path: Path) -> None:
         (b'{"messages": "\x00"}', "not valid JSON"),
         (b'{"messages": "\xff"}', "not UTF-8 at byte 15"),
         (b'{"messages": 1, "messages": 2}', "'messages' stands twice"),
+        (b'{"a"  : 1, "b":1, "b":2}', "'b' stands twice"),
+        (b'{"a": "\\u0022:", "b":1, "b":2}', "'b' stands twice"),
+        (b'{"a": "\\"\\u003A", "b":1, "b":2}', "'b' stands twice"),
+        (b'{"a": {"b":1, "\\u0062":2}}', "'b' stands twice"),
         (b"[" * 100_000 + b"]" * 100_000, "not valid JSON"),
+        (b'{"messages":' * 100_000 + b"1" + b"}" * 100_000, "not valid JSON"),
+        (b'{"messages":' * 260 + b"1" + b"}" * 260, "nests deeper than 240 levels"),
         ([], "not an object"),
         ({"tools": []}, '"messages" is missing, which a row of OpenAI chat needs'),
         ({"messages": []}, '"messages" is missing'),
@@ -112,6 +118,22 @@ def test_bad_files(tmp_path: Path, content: bytes, message: str) -> None:
     file.write_bytes(content)
     with pytest.raises(InputError, match=message):
         list(read_conversations(file))
+
+
+def test_quotes_and_colons_in_texts_are_no_keys(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": 'say ":" or \\u0022:'}, ANSWER]}
+    written = json.dumps(row, separators=(" , ", " : ")).encode(), json.dumps(row).encode().replace(b'\\"', b"\\u0022")
+    assert [found.messages[0].content for found in read_conversations(write(tmp_path, *written))] == [row["messages"][0]["content"]] * 2
+
+
+def test_a_line_of_ten_megabytes(tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "x" * (10 << 20)}, ANSWER]}
+    file = write(tmp_path, {"messages": [USER, ANSWER]}, long)
+    assert [len(found.messages[0].content or "") for found in read_conversations(file)] == [2, 10 << 20]
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=":2: not valid JSON") as error:
+        list(read_conversations(file))
+    assert len(str(error.value)) < 400
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -217,6 +217,11 @@ def test_a_damaged_rest_counts_as_one_bad_row(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(b"\n".join(json.dumps({"text": str(i) * 50}).encode() for i in range(9999)))[:-20])
     with pytest.raises(InputError, match="damaged or cut off"):
         list(read_conversations(packed))
+    damaged = bytearray(gzip.compress(b'{"text": "abcabcabc"}\n' * 9, 1))
+    for position in range(10, len(damaged)):
+        packed.write_bytes(damaged[:position] + bytes([damaged[position] ^ 0x55]) + damaged[position + 1 :])
+        with pytest.raises(InputError, match=r"a.jsonl.gz:?\d*: "):
+            list(read_conversations(packed))
 
 
 @pytest.mark.parametrize(
