@@ -31,7 +31,8 @@ PYBIND11_MODULE(_core, m) {
            py::arg("isa") = "", py::arg("threads") = 1)
       .def_property_readonly("isa", [](const Context& c) { return std::string(c.kernels.name); })
       .def_property_readonly("threads", [](const Context& c) { return c.pool.size(); })
-      .def_property_readonly("act_bf16", [](const Context& c) { return c.kernels.act_bf16; });
+      .def_property_readonly("act_bf16", [](const Context& c) { return c.kernels.act_bf16; })
+      .def_property_readonly("scratch_bytes", [](const Context& c) { return c.scratch.bytes(); });
 
   m.def("exp", [](Context& c, const Array<float>& x) {
     Array<float> out(x.size());

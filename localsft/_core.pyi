@@ -15,6 +15,9 @@ class Context:
     def threads(self) -> int: ...
     @property
     def act_bf16(self) -> bool: ...
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of working memory that the kernels hold now."""
 
 # Packing
 

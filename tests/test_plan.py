@@ -13,7 +13,7 @@ from cases import Golden, alone, load_golden
 
 from localsft.config import resolve
 from localsft.engine.base import BatchSize
-from localsft.engine.cpu.memory import activation_bytes
+from localsft.engine.cpu.memory import activation_bytes, kernel_bytes
 from localsft.engine.cpu.ops import Ops
 from localsft.engine.cpu.reference import ReferenceOps
 from localsft.errors import Refused
@@ -36,6 +36,16 @@ def test_the_memory_account_is_what_a_pass_holds(golden: Golden, recompute: bool
     held = engine.model.buffers.nbytes
     assert rows == batch.n_targets
     assert held == counted
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_account_covers_what_the_kernels_hold(golden: Golden, threads: int) -> None:
+    ops = Ops("", threads)
+    engine = golden.engine(ops)
+    batch = alone(golden.examples[3])
+    engine.accumulate(batch)
+    held = ops.context.scratch_bytes
+    assert 0 < held <= kernel_bytes(engine.model, batch.n_tokens, batch.n_targets, threads)
 
 
 def test_recomputing_takes_less(golden: Golden) -> None:

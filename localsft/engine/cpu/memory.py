@@ -13,8 +13,9 @@ from localsft.engine.base import BatchSize
 from localsft.engine.cpu.buffers import Buffers
 from localsft.engine.cpu.model import Model
 
-HEAD_CHUNK = 64 << 20  # bytes that the head may use for a chunk of logits (csrc/ops_head.h)
-PANELS = 4 << 20  # bytes a thread for packed panels and partial sums (csrc/gemm.h)
+HEAD_ROWS, HEAD_COLUMNS = 512, 2304  # rows and columns of exponentials that exist at a time, at most (csrc/ops_head.cc)
+PACKED_UNITS, MIN_ROWS, MAX_ROWS = 4 << 20, 256, 1024  # how rows are cut before they are packed (csrc/ops_linear.cc)
+PER_THREAD = 8 << 20  # panels, partial sums and the state of attention: a few buffers of a huge page each (csrc/scratch.h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Memory:
     """Bytes. ``total`` leaves out what the Python process itself takes."""
 
     weights: int  # the base model as it is kept: quantized
-    adapter: int  # parameters, gradient and AdamW's moments
+    adapter: int  # parameters, gradient and AdamW's moments, and a copy of all but the gradient while a checkpoint is written
     activations: int  # saved and working arrays of the largest batch
     kernels: int  # working memory of the kernels
 
@@ -99,13 +100,19 @@ def _batch_of(size: BatchSize) -> PackedBatch:
 
 
 def kernel_bytes(model: Model, tokens: int, targets: int, threads: int) -> int:
-    """Bytes of the kernels' own working memory: packed activations, panels, and a chunk of logits."""
-    arch = model.architecture
-    widest = max(arch.hidden, arch.ffn, arch.heads * arch.head_size) * 2 + 64
+    """Bytes of the kernels' own working memory: packed rows, blocks of exponentials, keys and their sums, panels."""
+    arch, layer = model.architecture, model.layers[0]
     element = 2 if model.ops.act_bf16 else 4
-    packed = (tokens + 32) * widest * element
-    chunk = min(HEAD_CHUNK, targets * arch.vocab * (4 + element))
-    return max(packed, chunk) + threads * PANELS
+    rows = 0
+    for group in (layer.qkv, layer.o, layer.gate_up, layer.down):
+        for reduction in (group.inputs, sum(group.widths)):
+            most = min(max(PACKED_UNITS * element // (4 * reduction), MIN_ROWS), MAX_ROWS)
+            blocks = -(-tokens // most)
+            rows = max(rows, -(-tokens // blocks) * (reduction + 4 * group.rank) * element)
+    head_rows = min(targets, HEAD_ROWS)
+    exponentials = head_rows * min(HEAD_COLUMNS, arch.vocab) * element
+    keys = tokens * arch.kv_heads * arch.head_size
+    return max(rows, head_rows * arch.hidden * element) + exponentials + keys * (3 * element + 8) + threads * PER_THREAD
 
 
 def memory_of(model: Model, parameters: int, train: BatchSize, score: BatchSize, recompute: bool) -> Memory:
@@ -113,7 +120,7 @@ def memory_of(model: Model, parameters: int, train: BatchSize, score: BatchSize,
     tokens, targets = max(train.tokens, score.tokens), max(train.targets, score.targets)
     return Memory(
         weights=model.weight_bytes,
-        adapter=16 * parameters,
+        adapter=28 * parameters,
         activations=activation_bytes(model, train, score, recompute),
         kernels=kernel_bytes(model, tokens, targets, model.ops.threads) if tokens else 0,
     )
