@@ -38,17 +38,35 @@ class Target:
         row = self.write(conversation)
         if row is not None and conversation.tags:
             row["tags"] = list(conversation.tags)
-        if row is not None and self._reads_back(row, conversation):
+        back = None if row is None else self._read_back(row, conversation)
+        if row is not None and back == conversation:
             return row
         raise InputError(
-            f"{conversation.source}: this conversation can't be written as {self.shape.name} without losing something; use --to openai"
+            f"{conversation.source}: this conversation can't be written as {self.shape.name} without losing "
+            f"{_lost(back, conversation)}; use --to openai"
         )
 
-    def _reads_back(self, row: Mapping[str, Any], conversation: Conversation) -> bool:
+    def _read_back(self, row: Mapping[str, Any], conversation: Conversation) -> Conversation | None:
         try:
-            return self.shape.read(row, conversation.file, conversation.line) == conversation
+            return self.shape.read(row, conversation.file, conversation.line)
         except InputError:
-            return False
+            return None
+
+
+def _lost(back: Conversation | None, conversation: Conversation) -> str:
+    """What of a conversation does not come back, in words."""
+    if back is None or [(m.role, m.content) for m in back.messages] != [(m.role, m.content) for m in conversation.messages]:
+        calls = any(message.tool_calls for message in conversation.messages)
+        return "its tool calls or the order of its turns" if calls else "the order or the roles of its turns"
+    pairs = list(zip(back.messages, conversation.messages, strict=True))
+    lost = {
+        "its tools": back.tools != conversation.tools,
+        "its tool calls": any(one.tool_calls != two.tool_calls for one, two in pairs),
+        "the weights of its messages": any(one.weight != two.weight for one, two in pairs),
+        "further keys of its messages": any(one.extra != two.extra for one, two in pairs),
+        "its tags": back.tags != conversation.tags,
+    }
+    return " and ".join(name for name, gone in lost.items() if gone)
 
 
 def convert(conversations: Iterable[Conversation], target: Target, out: Path, skip_bad: SkipBad | None = None) -> int:

@@ -295,6 +295,20 @@ def test_nothing_is_lost_silently(name: str, messages: tuple[Message, ...]) -> N
         assert TARGETS[name].shape.read(row, "x", 1) == conversation
 
 
+@pytest.mark.parametrize(
+    ("name", "messages", "lost"),
+    [
+        ("alpaca", (Message("user", "q"), Message("assistant", "a", weight=0)), "the weights of its messages"),
+        ("sharegpt", (Message("user", "q", extra={"name": "x"}), Message("assistant", "a")), "further keys of its messages"),
+        ("prompt-completion", (Message("developer", "q"), Message("assistant", "a")), "the order or the roles of its turns"),
+        ("alpaca", (Message("user", "q"), Message("assistant", None, tool_calls=(CALL,))), "its tool calls or the order"),
+    ],
+)
+def test_what_would_be_lost_is_named(name: str, messages: tuple[Message, ...], lost: str) -> None:
+    with pytest.raises(InputError, match=f"x:1: this conversation can't be written as .* without losing {lost}"):
+        TARGETS[name].row(Conversation(messages, file="x", line=1))
+
+
 def test_convert_writes_files(tmp_path: Path) -> None:
     file = lines(tmp_path, {"prompt": "q", "completion": "a, b", "tags": "t"}, {"system": "s", "prompt": "q\n2", "completion": "c"})
     for name in ("o.jsonl", "o.csv", "o.tsv", "o.csv.gz"):
