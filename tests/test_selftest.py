@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from localsft import selftest
@@ -27,3 +28,10 @@ def test_a_wrong_kernel_fails(operation: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Ops, "__getattr__", broken)
     checks = [check for check in selftest.run() if not check.subject.startswith("mlx")]
     assert any(not check.passed for check in checks)
+
+
+def test_values_that_are_not_finite_never_pass() -> None:
+    good, bad = (selftest.Outcome(1.0, np.array([1.0, value])) for value in (1.0, np.nan))
+    for pair in ((good, bad), (bad, good), (bad, bad), (selftest.Outcome(np.nan, good.gradient), good)):
+        assert not selftest.Check("x", "y", pair[0].differs(pair[1]), 1e9).passed
+    assert selftest.Check("x", "y", good.differs(good), 0.0).passed

@@ -105,3 +105,18 @@ def test_family(family: str, tmp_path: Path) -> None:
     theirs = np.array(served(mx.array(ids)[None])[0].astype(mx.float32))
     ours = engine.logits(packed([(np.append(ids, 0), np.ones(13))]))
     assert relative(ours, theirs) < 1e-5
+
+
+DOCUMENTED = {
+    "packed rows, shared prefixes": PACKED,
+    "one segment a row, shared prefixes": SINGLE,
+    "one example a row, nothing shared": ALONE,
+}
+
+
+@pytest.mark.parametrize("layout", DOCUMENTED)
+def test_the_docs_list_what_is_proven_here(layout: str) -> None:
+    """docs/mlx.md names exactly the families of each table above."""
+    lines = (Path(__file__).parents[3] / "docs" / "mlx.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| {layout} |")]
+    assert sorted(row.split("|")[3].replace(" ", "").split(",")) == sorted(DOCUMENTED[layout])
