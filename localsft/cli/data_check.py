@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from localsft.cli.command import ExampleCommand
 from localsft.cli.output import say, visible, write_json
+from localsft.data.supervision import Mask
+from localsft.errors import UsageError
 
 if TYPE_CHECKING:
     from localsft.data.check.run import CheckReport
@@ -18,30 +20,61 @@ if TYPE_CHECKING:
 @click.command(cls=ExampleCommand, name="check", example="localsft data check tickets.jsonl --valid holdout.jsonl")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--valid", type=click.Path(path_type=Path), metavar="F", help="Holdout file. Default: the data folder's valid file.")
+@click.option("--model", metavar="TEXT", help="The base model, for its tokenizer and chat template. Default: as for train.")
+@click.option("--no-tokens", is_flag=True, help="Leave out the checks that need a base model; none is fetched then.")
+@click.option("--mask", type=click.Choice(get_args(Mask)), default="assistant", help="Which turns are supervised.  [default: assistant]")
+@click.option("--max-length", type=click.IntRange(min=1), default=2048, help="Longest example in tokens.  [default: 2048]")
 @click.option("--map", "mapping", metavar="KEY=COLUMN,...", help="Columns of DATA under the keys of a shape.")
 @click.option("--skip-bad", is_flag=True, help="Make a row that can't be read a finding, and go on.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(data: Path, valid: Path | None, mapping: str | None, skip_bad: bool, as_json: bool) -> None:
+def command(
+    data: Path,
+    valid: Path | None,
+    model: str | None,
+    no_tokens: bool,
+    mask: Mask,
+    max_length: int,
+    mapping: str | None,
+    skip_bad: bool,
+    as_json: bool,
+) -> None:
     """Look for rows of DATA that teach the wrong thing. Exit code 1 if something must be corrected.
 
     Errors must be corrected, warnings looked at; notes say what to know.
     """
+    from localsft.cli.train import open_model
+    from localsft.config import TrainConfig
     from localsft.data.check.run import check
+    from localsft.data.check.tokens import TokenRules
     from localsft.data.formats import parse_mapping
     from localsft.data.load import data_files
 
     files = data_files(data)
-    report = check(files["train"], valid or files.get("valid"), parse_mapping(mapping) if mapping else None, skip_bad)
-    show(report)
+    if no_tokens and model:
+        raise UsageError("give either --model or --no-tokens, not both")
+    columns = parse_mapping(mapping) if mapping else None
+    opened = None if no_tokens else open_model(model or TrainConfig().model)
+    rules = TokenRules(opened.tokenizer, opened.template, mask, max_length) if opened else None
+    report = check(files["train"], valid or files.get("valid"), columns, skip_bad, rules)
+    show(report, opened.name if opened else "")
     if as_json:
-        write_json(asdict(report))
+        write_json(asdict(report) | {"model": opened.name if opened else None})
     if report.has_errors:
         raise click.exceptions.Exit(1)
 
 
-def show(report: CheckReport) -> None:
+def show(report: CheckReport, model: str) -> None:
     """The findings for a person."""
     say(f"{visible(report.file)}: {report.rows:,} rows of {report.format}, fingerprint {report.fingerprint[:12]}")
+    if report.tokens:
+        say(f"with {model}: {report.tokens['tokens']:,} tokens, {report.tokens['supervised']:,} supervised")
+    low, median, high = report.style.lengths
+    opening, rows = next(iter(report.style.openings.items()), ("", 0))
+    languages = ", ".join(f"{language or 'unclear'} {rows:,}" for language, rows in list(report.style.languages.items())[:4])
+    say(
+        f"answers: {median:,} characters ({low:,} to {high:,} for nine of ten), {report.style.markdown:.0%} with Markdown, "
+        f"most frequent opening {visible(opening)!r} ({rows:,}), languages: {languages}"
+    )
     for finding in report.findings:
         say(f"{finding.severity}: {finding.code}: {visible(finding.message)} ({finding.count:,}); {finding.remedy}")
         for line in finding.lines:

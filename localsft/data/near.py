@@ -134,14 +134,16 @@ def common_pieces(pieces: Pieces, share: float = 0.2, rows: int = 10, sample: in
     return members[counts > max(share * len(chosen), rows)]
 
 
-def near_earlier(pieces: Pieces, threshold: float = THRESHOLD) -> tuple[Int64, NDArray[np.float32]]:
+def near_earlier(pieces: Pieces, threshold: float = THRESHOLD, rows: Int64 | None = None) -> tuple[Int64, NDArray[np.float32]]:
     """For each text an earlier one that it is near to, (n,), -1 where there is none, and their similarity (n,).
+
+    ``rows``: the texts that are looked at, ascending; None for all.
 
     ``threshold``: the least Jaccard similarity, above 0 and at most 1, at which two texts are near. A text of which nothing counts
     is near to nothing.
     """
     found, values = np.full(len(pieces), -1, np.int64), np.zeros(len(pieces), np.float32)
-    for early, late in _candidates(*_band_keys(pieces, threshold)):
+    for early, late in _candidates(*_band_keys(pieces, threshold, rows)):
         open_ones = found[late] < 0
         early, late = early[open_ones], late[open_ones]
         similarity = pieces.similarity(early, late)
@@ -223,14 +225,15 @@ def _candidates(keys: UInt64, rows: Int64) -> Iterator[tuple[Int64, Int64]]:
         yield rows[np.concatenate(early)], rows[np.concatenate(late)]
 
 
-def _band_keys(pieces: Pieces, threshold: float) -> tuple[UInt64, Int64]:
-    """The buckets (m, bands) of the texts ``rows`` (m,) of which anything counts."""
+def _band_keys(pieces: Pieces, threshold: float, chosen: Int64 | None = None) -> tuple[UInt64, Int64]:
+    """The buckets (m, bands) of the texts ``rows`` (m,) of which anything counts; only of ``chosen`` ones."""
     from rensa import RMinHash
 
     bands = _bands(threshold)
     keys, rows = [np.zeros((0, bands), np.uint64)], [np.zeros(0, np.int64)]
-    for first in range(0, len(pieces), _CHUNK):
-        chunk = np.arange(first, min(first + _CHUNK, len(pieces)))
+    chosen = np.arange(len(pieces)) if chosen is None else chosen
+    for first in range(0, len(chosen), _CHUNK):
+        chunk = chosen[first : first + _CHUNK]
         members, starts = pieces.counted(chunk)
         digests = RMinHash.digest_matrix_from_flat_token_hashes(members.astype(np.uint64), starts, _PERMUTATIONS, _SEED).to_rows()
         own = np.zeros((len(chunk), bands), np.uint64)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
+from typing import Any, Protocol, TypeVar
 
 from localsft.data.conversation import Conversation
 from localsft.data.formats import DataFile
@@ -41,6 +42,17 @@ class Recipe:
     mask: Mask
     max_length: int
     skip_bad: bool
+
+
+class HasData(Protocol):
+    """What ``map_rows`` must know of a recipe."""
+
+    @property
+    def data(self) -> DataFile: ...
+
+
+R = TypeVar("R", bound=HasData)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -93,16 +105,25 @@ def render_rows(rows: Iterable[Row], recipe: Recipe, *, workers: int | None = No
     Raises:
         InputError: as ``render_chunk``; also if a worker died, as a template that eats memory makes it do.
     """
+    return map_rows(render_chunk, rows, recipe, workers=workers)
+
+
+def map_rows(task: Callable[[list[Row], R], T], rows: Iterable[Row], recipe: R, *, workers: int | None = None) -> Iterator[T]:
+    """What ``task`` (a function of a module) makes of each chunk of rows, in order; ``recipe`` goes to every worker once.
+
+    Raises:
+        InputError: as ``task``; also if a worker died.
+    """
     chunks = _chunks(rows)
     if workers is None:
         size = recipe.data.container.file.stat().st_size * (4 if recipe.data.container.gzipped else 1)
         workers = min(MAX_WORKERS, _cores()) if size >= PARALLEL_BYTES else 1
     if workers == 1:
         for chunk in chunks:
-            yield render_chunk(chunk, recipe)
+            yield task(chunk, recipe)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (recipe,)) as pool:
-        waiting: deque[Future[Chunk]] = deque()
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (task, recipe)) as pool:
+        waiting: deque[Future[T]] = deque()
         try:
             for chunk in chunks:
                 waiting.append(pool.submit(_work, chunk))
@@ -129,14 +150,15 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-_recipe: Recipe  # of a worker process, set when it starts
+_task: Callable[[list[Row], Any], Any]  # of a worker process, set when it starts
+_recipe: HasData
 
 
-def _start_worker(recipe: Recipe) -> None:
-    global _recipe
+def _start_worker(task: Callable[[list[Row], R], T], recipe: R) -> None:
+    global _task, _recipe
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is enough
-    _recipe = recipe
+    _task, _recipe = task, recipe
 
 
-def _work(rows: list[Row]) -> Chunk:
-    return render_chunk(rows, _recipe)
+def _work(rows: list[Row]) -> Any:
+    return _task(rows, _recipe)

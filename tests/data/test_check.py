@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_vocab import CHATML, tiny_tokenizer
 
 from localsft.data.check.private import is_card, is_iban
 from localsft.data.check.run import CheckReport, check
+from localsft.data.check.tokens import TokenRules
+from localsft.data.languages import language_of
+from localsft.data.template import ChatTemplate
 from localsft.errors import InputError
 from tests.cli.conftest import ROOT
 
@@ -43,10 +47,14 @@ CASES = {
     "boilerplate": (ask("Who?", "As an AI language model, I can't."), ask("As an AI language model, who are you?", "Nobody."), "warning"),
     "mojibake": (ask("CafÃ© or not?", "Yes."), ask("Café, São Paulo, naïve, ÀÉ or not?", "Yes."), "warning"),
     "control-characters": (ask("a\u0007b", "Yes."), ask("a\tb\nc 👍🏽", "Yes."), "warning"),
-    "secret": (ask("key?", "AKIAIOSFODNN7EXAMPLE"), ask("key?", "AKIA is how they begin; sk-short is none"), "error"),
+    "secret": (ask("key?", "AKIA2Q7VJ4TZK5MWXR3N"), ask("key?", "AKIAIOSFODNN7EXAMPLE; sk-short is none"), "error"),
     "e-mail": (ask("Who?", "Write to jane.roe@firm.de"), ask("Who?", "Write to jane@help.example or j@example.com"), "warning"),
     "phone": (ask("Who?", "Call +49 30 1234567"), ask("Who?", "Invoice 49-30-1234567, 2026-11-24, +5 points"), "warning"),
-    "card": (ask("Which?", "4111 1111 1111 1112 0 or 4242 4242 4242 4242"), ask("Which?", "Order 4242 4242 4242 4243"), "warning"),
+    "card": (
+        ask("Which?", "4111 1111 1111 1112 0 or 4012 8888 8888 1881"),
+        ask("Which?", "Order 4012 8888 8888 1882, the test card 4242 4242 4242 4242"),
+        "warning",
+    ),
     "iban": (ask("Which?", "DE89 3704 0044 0532 0130 00"), ask("Which?", "DE88 3704 0044 0532 0130 00"), "warning"),
     "role-order": (
         {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]},
@@ -127,8 +135,9 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_their_order(tmp_path: Path) -
 
 
 def test_check_digits() -> None:
-    assert is_card("4242424242424242") and is_card("3782 822463 10005") and is_card("5555-5555-5555-4444")
-    assert not is_card("4242424242424241") and not is_card("0000000000000000") and not is_card("1234567812345670")
+    assert is_card("4012888888881881") and is_card("3782 822463 10005") and is_card("5105-1051-0510-5100")
+    wrong = ("4012888888881882", "4242424242424242", "0000000000000000", "1234567812345670")
+    assert not any(is_card(number) for number in wrong)
     assert is_iban("GB82 WEST 1234 5698 7654 32") and not is_iban("GB82 WEST 1234 5698 7654 33")
 
 
@@ -137,3 +146,106 @@ def test_the_shipped_example_has_no_errors() -> None:
     report = check(folder / "train.jsonl", folder / "holdout.jsonl")
     assert report.rows == 186
     assert {finding.severity for finding in report.findings} <= {"note"}
+
+
+# --- style and language -----------------------------------------------------------------------------------------------------
+
+
+def prose(count: int, start: str = "Please") -> list[dict[str, Any]]:
+    """Rows whose answers are English prose, each with an opening of its own."""
+    return [
+        ask(
+            f"How do I get the {thing} of order {i * 7919} back to you, and what is it that I have to pay for this?",
+            f"{start} {i * 31} times send the {thing} to hall {i}, and we will see to it that you have the money in your account by then.",
+        )
+        for i, thing in enumerate(THINGS * 4)
+    ][:count]
+
+
+def test_a_few_answers_with_markdown_are_named(tmp_path: Path) -> None:
+    assert "markdown-mixed" not in found(run(tmp_path, prose(40)))
+    odd = ask("Where?", "- send it to the hall of the town, and then\n- wait for the money that you are to get")
+    report = run(tmp_path, [*prose(40), odd])
+    assert found(report)["markdown-mixed"] == ("note", 1)
+    assert report.style.markdown == pytest.approx(1 / 41)
+
+
+def test_an_opening_that_most_answers_have_is_named(tmp_path: Path) -> None:
+    rows = [ask(row["messages"][0]["content"], "I am sorry, " + row["messages"][1]["content"]) for row in prose(40)]
+    assert found(run(tmp_path, rows))["one-opening"] == ("note", 40)
+    assert "one-opening" not in found(run(tmp_path, prose(40)))
+
+
+def test_an_answer_in_another_language_than_its_prompt_is_named(tmp_path: Path) -> None:
+    german = "Bitte senden Sie das Paket an uns, und wir werden es mit der nächsten Rechnung für Sie auf das Konto buchen."
+    asked = prose(1)[0]["messages"][0]["content"].replace("order", "parcel")
+    report = run(tmp_path, [*prose(40), ask(asked, german)])
+    assert found(report)["answer-language"] == ("warning", 1)
+    assert report.style.languages == {"English": 40, "German": 1}
+    question = "Wie bekomme ich das Geld für die Bestellung zurück, und was ist mit der Rechnung, die ich von Ihnen habe?"
+    assert found(run(tmp_path, [*prose(40), ask(question, german)]))["mixed-languages"] == ("note", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("What is the address that I have to send this to, and how long will it be on the way?", "English"),
+        ("Où est la facture que vous avez envoyée pour le mois de mai, et qui est dans la liste ?", "French"),
+        ("Где находится счёт за май?", "Cyrillic"),
+        ("請問帳單在哪裡可以看到", "Han"),
+        ("請求書はどこで見られますか", "Japanese"),
+        ("for i in range(10): print(i)", ""),
+        ("yes", ""),
+    ],
+)
+def test_languages(text: str, language: str) -> None:
+    assert language_of(text) == language
+
+
+# --- with a base model's template and vocabulary ----------------------------------------------------------------------------
+
+
+def rules(max_length: int = 10_000) -> TokenRules:
+    tokenizer = tiny_tokenizer()
+    bos, eos = (tokenizer.token_bytes(token).decode() for token in (tokenizer.bos_id or 0, tokenizer.eos_id or 0))
+    return TokenRules(tokenizer, ChatTemplate(CHATML, bos=bos, eos=eos), "assistant", max_length)
+
+
+def test_tokens_are_counted_and_sound_rows_stay_sound(tmp_path: Path) -> None:
+    report = run(tmp_path, sound(), tokens=rules())
+    assert found(report) == {}
+    assert report.tokens is not None and report.tokens["over_long"] == 0 and 0 < report.tokens["supervised"] < report.tokens["tokens"]
+    assert run(tmp_path, sound()).tokens is None
+
+
+def test_a_row_without_a_target_is_an_error(tmp_path: Path) -> None:
+    silent = ask("a question", "an answer")
+    silent["messages"][1]["weight"] = 0
+    assert found(run(tmp_path, [*sound(), silent], tokens=rules()))["no-target"] == ("error", 1)
+
+
+def test_over_long_rows_say_what_each_way_to_shorten_them_loses(tmp_path: Path) -> None:
+    plain = run(tmp_path, sound(1), tokens=rules()).tokens
+    assert plain is not None
+    limit = plain["tokens"] + 40
+    long_answer = ask("Where do the apples go?", "Take them to the hall. " * 60)
+    two_turns = {"messages": sound(1)[0]["messages"] + ask("And then?", "Take them to the cellar. " * 60)["messages"]}
+    report = run(tmp_path, [*sound(1), long_answer, two_turns], tokens=rules(limit))
+    assert found(report)["too-long"] == ("warning", 1) and found(report)["cut-off"] == ("warning", 1)
+    assert report.tokens is not None and report.tokens["over_long"] == 2
+    lost = report.tokens["lost"]
+    whole = run(tmp_path, [long_answer, two_turns], tokens=rules()).tokens
+    assert whole is not None
+    assert lost["rows left out"]["tokens"] == whole["tokens"] and lost["rows left out"]["supervised"] == whole["supervised"]
+    assert lost["the end cut off"] == {
+        "tokens": whole["tokens"] - 2 * limit,
+        "supervised": lost["the end cut off"]["supervised"],
+        "ends": 2,
+    }
+    assert lost["whole turns"]["ends"] == 0
+    assert "rows left out" in next(finding for finding in report.findings if finding.code == "cut-off").message
+
+
+def test_the_name_of_a_control_token_is_pointed_out(tmp_path: Path) -> None:
+    report = found(run(tmp_path, [*sound(), ask("What does <|im_end|> mean?", "The end.")], tokens=rules()))
+    assert report == {"control-token": ("note", 1)}

@@ -1,20 +1,25 @@
-"""All checks over the rows of a dataset."""
+"""All checks over the rows of a dataset, chunk by chunk, on all cores."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from localsft.data.check.answers import AnswerChecks
-from localsft.data.check.finding import Collector, DataFinding
+from localsft.data.check.answers import AnswerChecks, JsonChecks
+from localsft.data.check.finding import Collector, DataFinding, RowChecks
 from localsft.data.check.private import PrivateChecks
-from localsft.data.check.repeats import FEW, RepeatChecks
+from localsft.data.check.repeats import FEW, RepeatChecks, RepeatRows
+from localsft.data.check.style import Style, StyleChecks
+from localsft.data.check.tokens import TokenChecks, TokenRules
 from localsft.data.conversation import Conversation
-from localsft.data.formats import open_data, read_conversations
+from localsft.data.formats import DataFile, open_data, read_conversations, readable_rows
 from localsft.data.leakage import find_leaks
-from localsft.data.texts import dataset_fingerprint
+from localsft.data.pipeline import map_rows
+from localsft.data.rows import Row
 from localsft.errors import InputError
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
@@ -22,12 +27,15 @@ _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was found in one dataset. ``fingerprint``: of its rows, whatever their order."""
+    """What was found in one dataset. ``fingerprint``: of its rows, whatever their order. ``tokens``: what the template and the
+    vocabulary of a base model make of it, and what each way to shorten over-long rows loses; None without a model."""
 
     file: str
     format: str
     rows: int
     fingerprint: str
+    style: Style
+    tokens: dict[str, Any] | None
     findings: tuple[DataFinding, ...]
 
     @property
@@ -35,24 +43,87 @@ class CheckReport:
         return any(finding.severity == "error" for finding in self.findings)
 
 
-def check(file: Path, holdout: Path | None = None, mapping: Mapping[str, str] | None = None, skip_bad: bool = False) -> CheckReport:
-    """Look at every row of ``file``, and at what ``holdout`` has in common with it.
+@dataclass(frozen=True, slots=True)
+class CheckRecipe:
+    """What a worker needs to look at rows."""
+
+    data: DataFile
+    skip_bad: bool
+    tokens: TokenRules | None
+
+
+@dataclass(slots=True)
+class Looked:
+    """What was seen in some rows."""
+
+    count: int
+    bad: Collector
+    checks: list[RowChecks]
+    repeats: RepeatRows
+
+
+def look(rows: list[Row], recipe: CheckRecipe) -> Looked:
+    """Look at some rows. Raises InputError for a bad one, unless ``recipe.skip_bad``."""
+    bad = _bad_rows()
+    conversations: list[Conversation] = []
+    for row in rows:
+        try:
+            conversations.append(recipe.data.conversation(row))
+        except InputError as error:
+            if not recipe.skip_bad:
+                raise
+            bad.add(str(error))
+    checks: list[RowChecks] = [AnswerChecks(), JsonChecks(), PrivateChecks(), StyleChecks()]
+    for conversation in conversations:
+        for check in checks:
+            check.add(conversation)
+    if recipe.tokens:
+        tokens = TokenChecks(recipe.tokens.max_length)
+        tokens.look(conversations, recipe.tokens)
+        checks.append(tokens)
+    return Looked(len(conversations), bad, checks, RepeatRows(conversations))
+
+
+def check(
+    file: Path,
+    holdout: Path | None = None,
+    mapping: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    tokens: TokenRules | None = None,
+) -> CheckReport:
+    """Look at every row of ``file``, and at what ``holdout`` has in common with it. ``tokens``: how rows become tokens; without it the
+    checks that need a base model are left out.
 
     Raises:
         InputError: a file can't be read, or a row is bad (unless ``skip_bad``, which makes it a finding).
     """
-    bad = Collector("bad-row", "error", "a row can't be read", "correct or remove it")
-    checks = (AnswerChecks(), PrivateChecks(), repeats := RepeatChecks())
+    data = open_data(file, mapping)
+    bad = _bad_rows()
+    rows = readable_rows(data, (lambda error: bad.add(str(error))) if skip_bad else None)
+    checks: list[RowChecks] = []
     count = 0
-    for conversation in _rows(file, bad if skip_bad else None, mapping):
-        count += 1
-        for one in checks:
-            one.add(conversation)
-    findings = [*bad.findings(), *(finding for one in checks for finding in one.findings())]
+    with closing(RepeatChecks(str(file))) as repeats:
+        for looked in map_rows(look, rows, CheckRecipe(data, skip_bad, tokens)):
+            count += looked.count
+            bad.merge(looked.bad)
+            repeats.merge(looked.repeats)
+            if not checks:
+                checks = looked.checks
+                continue
+            for check, later in zip(checks, looked.checks, strict=True):
+                check.merge(later)
+        findings = [*bad.findings(), *(finding for check in checks for finding in check.findings()), *repeats.findings()]
+        fingerprint = repeats.fingerprint()
     if holdout is not None:
         findings += _beside(file, holdout, mapping, skip_bad)
     findings.sort(key=lambda finding: _ORDER[finding.severity])
-    return CheckReport(str(file), open_data(file, mapping).label, count, dataset_fingerprint(repeats.identities), tuple(findings))
+    style = next(check.style() for check in checks if isinstance(check, StyleChecks))
+    figures = next((check.figures() for check in checks if isinstance(check, TokenChecks)), None)
+    return CheckReport(str(file), data.label, count, fingerprint, style, figures, tuple(findings))
+
+
+def _bad_rows() -> Collector:
+    return Collector("bad-row", "error", "a row can't be read", "correct or remove it")
 
 
 def _rows(file: Path, bad: Collector | None, mapping: Mapping[str, str] | None) -> Iterator[Conversation]:
