@@ -1,39 +1,11 @@
 // Python's view of pack.h.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
 #include <string>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "pack.h"
 
 namespace localsft {
-
-namespace py = pybind11;
-
-namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-template <typename T>
-Array<T> to_array(const std::vector<T>& values) {
-  return Array<T>(py::ssize_t(values.size()), values.data());
-}
-
-// Token sequences laid end to end: tokens (total,), starts (n+1,) from 0 to total, none empty.
-void check_sequences(const Array<int32_t>& tokens, const Array<int64_t>& starts) {
-  if (tokens.ndim() != 1 || starts.ndim() != 1 || starts.size() < 1)
-    throw py::value_error("prefix_forest: tokens must be (total,) and starts (n+1,)");
-  const int64_t n = starts.size() - 1;
-  if (starts.at(0) != 0 || starts.at(n) != tokens.size())
-    throw py::value_error("prefix_forest: starts must go from 0 to the number of tokens");
-  for (int64_t i = 0; i < n; ++i)
-    if (starts.at(i + 1) <= starts.at(i))
-      throw py::value_error("prefix_forest: sequence " + std::to_string(i) + " is empty");
-}
-
-}  // namespace
 
 void bind_pack(py::module_& m) {
   m.def(
@@ -77,7 +49,8 @@ void bind_pack(py::module_& m) {
   m.def(
       "prefix_forest",
       [](const Array<int32_t>& tokens, const Array<int64_t>& starts, int64_t min_shared) {
-        check_sequences(tokens, starts);
+        if (tokens.ndim() != 1) throw py::value_error("prefix_forest: tokens must be (total,)");
+        check_starts("prefix_forest", starts, tokens.size(), 1);
         const int32_t* ids = tokens.data();
         const int64_t* from = starts.data();
         const int64_t n = starts.size() - 1;

@@ -1,38 +1,11 @@
 // Python's view of pieces.h.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
 #include <string>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "pieces.h"
 
 namespace localsft {
-
-namespace py = pybind11;
-
-namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-template <typename T>
-Array<T> to_array(const std::vector<T>& values) {
-  return Array<T>(py::ssize_t(values.size()), values.data());
-}
-
-// starts (n+1,) go from 0 to total and never back.
-void check_starts(const char* what, const Array<int64_t>& starts, int64_t total) {
-  const int64_t n = starts.size() - 1;
-  if (starts.ndim() != 1 || n < 0) throw py::value_error(std::string(what) + ": starts must be (n+1,)");
-  if (starts.at(0) != 0 || starts.at(n) != total)
-    throw py::value_error(std::string(what) + ": starts must go from 0 to " + std::to_string(total));
-  for (int64_t i = 0; i < n; ++i)
-    if (starts.at(i + 1) < starts.at(i))
-      throw py::value_error(std::string(what) + ": starts go back at " + std::to_string(i));
-}
-
-}  // namespace
 
 void bind_pieces(py::module_& m) {
   m.def(
@@ -40,7 +13,7 @@ void bind_pieces(py::module_& m) {
       [](const Array<uint32_t>& codes, const Array<int64_t>& starts, int64_t length) {
         if (codes.ndim() != 1) throw py::value_error("text_pieces: codes must be (total,)");
         if (length < 1) throw py::value_error("text_pieces: length must be at least 1");
-        check_starts("text_pieces", starts, codes.size());
+        check_starts("text_pieces", starts, codes.size(), 0);
         const uint32_t* data = codes.data();
         const int64_t* from = starts.data();
         const int64_t n = starts.size() - 1;
@@ -60,7 +33,7 @@ void bind_pieces(py::module_& m) {
          const Array<int64_t>& other) {
         if (members.ndim() != 1 || one.ndim() != 1 || other.ndim() != 1 || one.size() != other.size())
           throw py::value_error("jaccard: members must be (P,), one and other (m,) both");
-        check_starts("jaccard", starts, members.size());
+        check_starts("jaccard", starts, members.size(), 0);
         const int64_t m = one.size(), n = starts.size() - 1;
         for (int64_t k = 0; k < m; ++k)
           if (one.at(k) < 0 || one.at(k) >= n || other.at(k) < 0 || other.at(k) >= n)

@@ -23,13 +23,33 @@ static int64_t decode_columns(int64_t columns) {
 template <int M, Kind KIND, int R>
 static void decode_span(const DenseReader<KIND, R>& reader, const float* x, int64_t x_stride, int64_t columns,
                         vf* sums) {
-  for (int64_t k = 0; k < columns; k += LANES) {
-    const int n = columns - k < LANES ? int(columns - k) : int(LANES);
+  vf kept[R][M];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) kept[r][i] = sums[r * M + i];
+  const int64_t whole = columns / LANES * LANES;
+  for (int64_t k = 0; k < whole; k += LANES) {
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const vf row = reader.floats(r, k, n);
-      for (int i = 0; i < M; ++i) sums[r * M + i] = vfma(row, vload_n(x + i * x_stride + k, n), sums[r * M + i]);
+      const vf row = reader.floats(r, k, LANES);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) kept[r][i] = vfma(row, vload(x + i * x_stride + k), kept[r][i]);
     }
   }
+  if (whole < columns) {
+    const int n = int(columns - whole);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const vf row = reader.floats(r, whole, n);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) kept[r][i] = vfma(row, vload_n(x + i * x_stride + whole, n), kept[r][i]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) sums[r * M + i] = kept[r][i];
 }
 
 template <int BITS, int M, int R>
@@ -258,9 +278,15 @@ static void expand(const float* u, int64_t u_stride, float scale, const float* b
     const int n = end - c < LANES ? int(end - c) : int(LANES);
     for (int i = 0; i < m; ++i) {
       vf sum = vzero();
-      for (int64_t r = 0; r < rank; ++r) sum = vfma(vset(u[i * u_stride + r]), vload_n(b + r * b_stride + c, n), sum);
+      for (int64_t r = 0; r < rank; ++r) {
+        const float* from = b + r * b_stride + c;
+        sum = vfma(vset(u[i * u_stride + r]), n == LANES ? vload(from) : vload_n(from, n), sum);
+      }
       float* to = out + i * out_stride + c;
-      vstore_n(to, vfma(vset(scale), sum, vload_n(to, n)), n);
+      if (n == LANES)
+        vstore(to, vfma(vset(scale), sum, vload(to)));
+      else
+        vstore_n(to, vfma(vset(scale), sum, vload_n(to, n)), n);
     }
   }
 }

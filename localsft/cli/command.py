@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+
+if TYPE_CHECKING:
+    from localsft.config import Setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,7 +61,18 @@ def setting_options(function: F) -> F:
     """
     from localsft.config import settings
 
-    for setting in reversed([setting for setting in settings() if setting.has_flag]):
+    return _with_options([setting for setting in settings() if setting.has_flag], function)
+
+
+def some_settings(*names: str) -> Callable[[F], F]:
+    """The options of these settings of ``TrainConfig`` only, as ``setting_options`` makes them."""
+    from localsft.config import settings
+
+    return partial(_with_options, [setting for setting in settings() if setting.name in names])
+
+
+def _with_options(chosen: Sequence[Setting], function: F) -> F:
+    for setting in reversed(chosen):
         if setting.hint is bool:
             text = f"Do not {setting.help[0].lower()}{setting.help[1:]}" if setting.default else setting.help
             option = click.option(setting.flag, setting.name, flag_value=not setting.default, default=None, help=text)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
-from localsft.cli.command import ExampleCommand
+from localsft.cli.command import ExampleCommand, given_settings, some_settings
 from localsft.cli.output import say, visible, write_json
-from localsft.data.supervision import Mask
 from localsft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,41 +19,38 @@ if TYPE_CHECKING:
 @click.command(cls=ExampleCommand, name="check", example="localsft data check tickets.jsonl --valid holdout.jsonl")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--valid", type=click.Path(path_type=Path), metavar="F", help="Holdout file. Default: the data folder's valid file.")
-@click.option("--model", metavar="TEXT", help="The base model, for its tokenizer and chat template. Default: as for train.")
+@some_settings("model", "mask", "max_length")
 @click.option("--no-tokens", is_flag=True, help="Leave out the checks that need a base model; none is fetched then.")
-@click.option("--mask", type=click.Choice(get_args(Mask)), default="assistant", help="Which turns are supervised.  [default: assistant]")
-@click.option("--max-length", type=click.IntRange(min=1), default=2048, help="Longest example in tokens.  [default: 2048]")
 @click.option("--map", "mapping", metavar="KEY=COLUMN,...", help="Columns of DATA under the keys of a shape.")
 @click.option("--skip-bad", is_flag=True, help="Make a row that can't be read a finding, and go on.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
     data: Path,
     valid: Path | None,
-    model: str | None,
     no_tokens: bool,
-    mask: Mask,
-    max_length: int,
     mapping: str | None,
     skip_bad: bool,
     as_json: bool,
+    **values: str | None,
 ) -> None:
     """Look for rows of DATA that teach the wrong thing. Exit code 1 if something must be corrected.
 
     Errors must be corrected, warnings looked at; notes say what to know.
     """
     from localsft.cli.train import open_model
-    from localsft.config import TrainConfig
+    from localsft.config import resolve
     from localsft.data.check.run import check
     from localsft.data.check.tokens import TokenRules
     from localsft.data.formats import parse_mapping
     from localsft.data.load import data_files
 
     files = data_files(data)
-    if no_tokens and model:
+    if no_tokens and values["model"]:
         raise UsageError("give either --model or --no-tokens, not both")
+    config = resolve(given_settings(values))
     columns = parse_mapping(mapping) if mapping else None
-    opened = None if no_tokens else open_model(model or TrainConfig().model)
-    rules = TokenRules(opened.tokenizer, opened.template, mask, max_length) if opened else None
+    opened = None if no_tokens else open_model(config.model)
+    rules = TokenRules(opened.tokenizer, opened.template, config.data.mask, config.data.max_length) if opened else None
     report = check(files["train"], valid or files.get("valid"), columns, skip_bad, rules)
     show(report, opened.name if opened else "")
     if as_json:

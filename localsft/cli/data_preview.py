@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsft.cli.command import ExampleCommand
+from localsft.cli.command import ExampleCommand, given_settings, some_settings
 from localsft.cli.output import console, say, visible, write_json
-from localsft.data.supervision import Mask
 from localsft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,9 +28,7 @@ SUPERVISED, CONTROL = "bold green", "dim"
 @click.option("--row", type=click.IntRange(min=1), metavar="N", help="The row on this line of the file.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="So many rows, drawn at random.")
 @click.option("--seed", type=int, default=0, help="Another seed, another sample.  [default: 0]")
-@click.option("--model", metavar="TEXT", help="The base model, for its tokenizer and chat template. Default: as for train.")
-@click.option("--mask", type=click.Choice(get_args(Mask)), default="assistant", help="Which turns are supervised.  [default: assistant]")
-@click.option("--max-length", type=click.IntRange(min=1), default=2048, help="Longest example in tokens.  [default: 2048]")
+@some_settings("model", "mask", "max_length")
 @click.option("--map", "mapping", metavar="KEY=COLUMN,...", help="Columns of DATA under the keys of a shape.")
 @click.option("--ids", is_flag=True, help="Show the token ids of each piece.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -40,19 +37,17 @@ def command(
     row: int | None,
     sample: int | None,
     seed: int,
-    model: str | None,
-    mask: Mask,
-    max_length: int,
     mapping: str | None,
     ids: bool,
     as_json: bool,
+    **values: str | None,
 ) -> None:
     """Show rows of DATA exactly as the model will see them: «supervised» tokens are those whose loss counts.
 
     The text is that of the token ids, not of the row; ⏎ marks the token that ends a turn.
     """
     from localsft.cli.train import open_model
-    from localsft.config import TrainConfig
+    from localsft.config import resolve
     from localsft.data.formats import parse_mapping, read_conversations
     from localsft.data.load import data_files
     from localsft.data.preview import bos_count, pieces_of
@@ -60,14 +55,15 @@ def command(
 
     if row and sample:
         raise UsageError("give either --row or --sample, not both")
+    config = resolve(given_settings(values))
     rows = read_conversations(data_files(data)["train"], None, parse_mapping(mapping) if mapping else None)
     chosen = choose(rows, row, sample, seed)
     if not chosen:
         raise UsageError(f"{data}: no row starts on line {row}; leave --row away to see the first ones")
-    opened = open_model(model or TrainConfig().model)
+    opened = open_model(config.model)
     documents: list[dict[str, Any]] = []
     for conversation in chosen:
-        rendered = render(conversation, opened.tokenizer, opened.template, mask=mask, max_length=max_length)
+        rendered = render(conversation, opened.tokenizer, opened.template, mask=config.data.mask, max_length=config.data.max_length)
         examples = []
         for example in rendered.examples:
             pieces = pieces_of(example, opened.tokenizer)

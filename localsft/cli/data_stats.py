@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from localsft.cli.command import ExampleCommand
+from localsft.cli.command import ExampleCommand, given_settings, some_settings
 from localsft.cli.output import say, visible, write, write_json
-from localsft.data.supervision import Mask
 
 if TYPE_CHECKING:
     from localsft.data.stats import Lengths, Packing, Turns
@@ -20,24 +19,16 @@ WIDTH = 40  # characters of the longest bar
 
 @click.command(cls=ExampleCommand, name="stats", example="localsft data stats tickets.jsonl")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--model", metavar="TEXT", help="The base model, for its tokenizer and chat template. Default: as for train.")
-@click.option("--mask", type=click.Choice(get_args(Mask)), default="assistant", help="Which turns are supervised.  [default: assistant]")
-@click.option("--max-length", type=click.IntRange(min=1), default=2048, help="Longest example in tokens.  [default: 2048]")
-@click.option("--tokens-per-pack", type=click.IntRange(min=1), default=2048, help="Most tokens of a pack.  [default: 2048]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Examples in a step.  [default: 8]")
+@some_settings("model", "mask", "max_length", "tokens_per_pack", "batch_size")
 @click.option("--map", "mapping", metavar="KEY=COLUMN,...", help="Columns of DATA under the keys of a shape.")
 @click.option("--skip-bad", is_flag=True, help="Leave out rows that can't be read, and count them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
     data: Path,
-    model: str | None,
-    mask: Mask,
-    max_length: int,
-    tokens_per_pack: int,
-    batch_size: int,
     mapping: str | None,
     skip_bad: bool,
     as_json: bool,
+    **values: str | None,
 ) -> None:
     """How long the rows of DATA are, how much of them is learned, and what packing and sharing save.
 
@@ -46,19 +37,21 @@ def command(
     import numpy as np
 
     from localsft.cli.train import open_model
-    from localsft.config import TrainConfig
+    from localsft.config import resolve
     from localsft.data.formats import parse_mapping, read_conversations
     from localsft.data.load import data_files, load_file
     from localsft.data.stats import Lengths, packing_of, turns_of
 
     file = data_files(data)["train"]
     columns = parse_mapping(mapping) if mapping else None
-    opened = open_model(model or TrainConfig().model)
+    config = resolve(given_settings(values))
+    mask, max_length, tokens_per_pack = config.data.mask, config.data.max_length, config.data.tokens_per_pack
+    opened = open_model(config.model)
     part = load_file(file, opened.tokenizer, opened.template, mask=mask, max_length=max_length, skip_bad=skip_bad, mapping=columns)
     turns = turns_of(read_conversations(file, (lambda error: None) if skip_bad else None, columns))
     lengths = Lengths.of(np.array([len(example.token_ids) for example in part.examples]))
     supervised = Lengths.of(np.array([int((example.target_weights > 0).sum()) for example in part.examples]))
-    packing = packing_of(part.examples, tokens_per_pack, batch_size)
+    packing = packing_of(part.examples, tokens_per_pack, config.batch_size)
     report = part.report
     if as_json:
         write_json({
@@ -83,7 +76,7 @@ def command(
     write(f"\n{'tokens of an example':22}{row(lengths)}\n{'supervised ones':22}{row(supervised)}\n")
     write(f"{supervised.total:,} of {lengths.total:,} tokens are supervised ({supervised.total / lengths.total:.0%})\n\n")
     show_histogram(lengths)
-    show_packing(packing, tokens_per_pack, batch_size)
+    show_packing(packing, tokens_per_pack, config.batch_size)
 
 
 def with_text_keys(document: dict[str, Any]) -> dict[str, Any]:

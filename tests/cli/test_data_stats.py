@@ -30,3 +30,13 @@ def test_figures_add_up_and_are_the_same_in_text(localsft: Localsft, tmp_path: P
     assert f"packed, shared prefixes once{document['packing']['shared']:>22,}" in text.stdout
     assert "█" in text.stdout and "\x1b" not in text.stdout
     assert localsft("data", "stats", "in.jsonl", "--model", "model.gguf").returncode == 2
+
+
+def test_a_file_of_which_nothing_can_be_used_is_an_error(localsft: Localsft, tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "model.gguf")
+    (tmp_path / "in.jsonl").write_text('{"prompt": "one", "completion": "two"}\n')
+    result = localsft("data", "stats", "in.jsonl", "--model", "model.gguf", "--max-length", "2")
+    assert result.returncode == 2
+    assert "no example is left" in result.stderr and "first at in.jsonl:1" in result.stderr
+    wrong = localsft("data", "stats", "in.jsonl", "--max-length", "-3")
+    assert wrong.returncode == 2 and "max_length" in wrong.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ RARE = 0.1  # the share up to which a style is the odd one out
 OPENING = 0.3  # the share of answers from which on one opening is a habit
 OUTLIER = 8  # times the median length of an answer
 OUTLIER_LENGTH = 400  # characters; a shorter answer is no outlier
-MAX_OPENINGS = 100_000
+MAX_OPENINGS = 100_000  # different ones that are counted: bounds memory where all answers open differently
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,7 @@ class StyleChecks(RowChecks):
         if len(answer) > OUTLIER_LENGTH:
             self._long.append((len(answer), source))
         (self._markdown if _MARKDOWN.search(answer) else self._plain).add(source)
-        if len(self._openings) < MAX_OPENINGS:
-            self._openings[" ".join(answer[:60].casefold().split()[:3])] += 1
+        self._count_openings({" ".join(answer[:60].casefold().split()[:3]): 1})
         asked, answered = language_of(prompt_text(conversation)), language_of(answer)
         self._languages[answered] += 1
         if asked:
@@ -66,12 +65,17 @@ class StyleChecks(RowChecks):
             if answered:
                 self._pairs.setdefault((asked, answered), _pair_rows()).add(source, f"asked in {asked}, answered in {answered}")
 
+    def _count_openings(self, counts: Mapping[str, int]) -> None:
+        for opening, count in counts.items():
+            if opening in self._openings or len(self._openings) < MAX_OPENINGS:
+                self._openings[opening] += count
+
     def merge(self, later: RowChecks) -> None:
         assert isinstance(later, StyleChecks)
         self._lengths += later._lengths
         self._markdown.merge(later._markdown)
         self._plain.merge(later._plain)
-        self._openings.update(later._openings)
+        self._count_openings(later._openings)
         self._languages.update(later._languages)
         self._long += later._long
         for pair, rows in later._pairs.items():
