@@ -3,7 +3,8 @@
     python bench/decode.py MODEL.gguf --node-folder FOLDER [--threads 2] [--tokens 64] [--rounds 5]
 
 FOLDER holds node_modules with node-llama-cpp (bench/peers/llama_decode.mjs says how to get it). The sides run in turn, each in a
-process of its own. tokens/s once the prompt of 32 tokens is read; medians. For 16 sequences at once only ours is measured.
+process of its own. tokens/s once the prompt of 32 tokens is read; medians. Neither side has an adapter. For 16 sequences
+at once only ours is measured.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ SERVE = """
 import json, sys
 from pathlib import Path
 from localsft.benchmark import decoding_rates
-from localsft.config import LoraConfig, OptimConfig
+from localsft.answer import NO_ADAPTER
+from localsft.config import OptimConfig
 from localsft.engine import open_engine
 from localsft.weights.load import load_base
 model, threads, tokens, rounds = sys.argv[1], *map(int, sys.argv[2:5])
 base = load_base(Path(model))
-engine = open_engine("cpu", base, LoraConfig(), OptimConfig(), threads=threads)
+engine = open_engine("cpu", base, NO_ADAPTER, OptimConfig(), threads=threads)
 rates = {n: decoding_rates(engine, n, base.config.vocab_size, tokens, rounds) for n in (1, 16)}
 print(json.dumps({"isa": engine.info.isa, "one": rates[1], "sixteen": rates[16]}))
 """
