@@ -75,6 +75,7 @@ def make_trainer(args: argparse.Namespace, data: Dataset) -> SFTTrainer:
         max_length=args.max_len,
         completion_only_loss=None if "input_ids" in data.column_names else True,
         gradient_checkpointing=False,
+        bf16=args.dtype == "bf16",  # TRL's default computes in bfloat16 whatever the weights are: slow where the CPU has none
         train_sampling_strategy="sequential" if args.in_order else "group_by_length",
         dataloader_num_workers=0,
         logging_steps=1,
