@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from localsft.batch import Example, Float32
 from localsft.config import LoraConfig, OptimConfig
@@ -38,6 +39,7 @@ PROMPTS = 10
 PROMPT_TOKENS = 2000  # of the holdout's prompts together; general prompts take the places that are left
 TOKENS = 50
 EFFECT_BOUNDS = (0.9, 1.1)
+LOGITS_BOUND = 0.2  # of the logits' spread
 _SECONDS = 3600
 
 
@@ -136,6 +138,7 @@ def check_runtime(runtime: Runtime, subject: Subject, prompts: Sequence[list[int
     checks = []
     if base is not None and document["base_logits"] is not None:
         checks.append(compare_effects(name, ours - base, theirs - document["base_logits"][:, : ours.shape[1]]))
+    checks.append(compare_logits(name, ours, theirs))
     checks.append(compare_texts(name, subject.engine, prompts, document["generated"], ours, theirs, subject.loaded))
     return [*checks, compare_prompts(name, document, subject.loaded)]
 
@@ -150,14 +153,32 @@ def runtime_prompts(source: Source) -> list[list[int]]:
     return [*prompts, *(ids for ids in general if ids not in prompts)][:PROMPTS]
 
 
+def _centred(logits: Float32) -> NDArray[np.float64]:
+    values = logits.astype(np.float64)
+    values -= values.mean(1, keepdims=True)
+    return values
+
+
 def compare_effects(name: str, ours: Float32, theirs: Float32) -> Check:
-    """How much of the adapter's change of the logits the runtime makes: ⟨theirs, ours⟩ / ‖ours‖²."""
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    """How much of the adapter's change of the logits the runtime makes: ⟨theirs, ours⟩ / ‖ours‖², each row less its mean.
+
+    What moves all the logits of a prompt alike changes no probability, but can be most of an adapter's change and of its rounding.
+    """
+    a, b = _centred(ours), _centred(theirs)
     share = float(np.vdot(a, b) / np.vdot(a, a)) if a.any() else 0.0
     apart = float(np.linalg.norm(b - a) / np.linalg.norm(a)) if a.any() else np.inf
     low, high = EFFECT_BOUNDS
     detail = f"the adapter moves the logits {100 * share:.1f} % as far as here, along the same way (rounding aside: {100 * apart:.1f} %)"
     return Check(f"{name}: effect", low <= share <= high, detail, {"share": share, "apart": apart, "bounds": [low, high]})
+
+
+def compare_logits(name: str, ours: Float32, theirs: Float32) -> Check:
+    """How far the runtime's logits after the prompts are from ours, as a share of their spread: ‖theirs - ours‖ / ‖ours‖, each less its
+    mean. Rounding is part of it, so it can't be explained away by a rounding that is measured on the same logits."""
+    a, b = _centred(ours), _centred(theirs)
+    apart = float(np.linalg.norm(b - a) / np.linalg.norm(a)) if a.any() else np.inf
+    detail = f"the logits after {len(ours)} prompts are {100 * apart:.1f} % of their spread apart (at most {100 * LOGITS_BOUND:.0f} %)"
+    return Check(f"{name}: logits", apart <= LOGITS_BOUND, detail, {"apart": apart, "bound": LOGITS_BOUND})
 
 
 def compare_texts(

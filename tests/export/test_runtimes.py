@@ -22,6 +22,7 @@ from localsft.export.merge import export_merged
 from localsft.export.runtimes import (
     adapter_runtime_checks,
     compare_effects,
+    compare_logits,
     compare_texts,
     last_logits,
     llama_runtime,
@@ -53,7 +54,7 @@ def prove(tmp_path: Path, source: Source, target: Any) -> list[Any]:
     checks = adapter_runtime_checks(target, source, engine)
     proof = export_adapter(source, target, tmp_path / "out", runtime_checks=checks)
     mine = [check for check in proof.checks if ": " in check.name]
-    assert {check.name.partition(": ")[2] for check in mine} == {"effect", "text", "prompts"}
+    assert {check.name.partition(": ")[2] for check in mine} == {"effect", "logits", "text", "prompts"}
     return mine
 
 
@@ -63,7 +64,7 @@ def prove(tmp_path: Path, source: Source, target: Any) -> list[Any]:
 def test_tiny_gguf_base_in_its_runtime(tmp_path: Path, target: Any, lora: LoraConfig | None) -> None:
     skip_without(target)
     source = source_of(tmp_path, gguf_base(tmp_path / "base.gguf", quantization="Q8_0"), lora)
-    effect, text, _ = prove(tmp_path, source, target)
+    effect, _, text, _ = prove(tmp_path, source, target)
     assert effect.figures["share"] == pytest.approx(1, abs=0.03)
     assert text.figures["same"] + len(text.figures["explained"]) == 10
 
@@ -77,7 +78,7 @@ def test_tiny_folder_base_in_its_runtime(tmp_path: Path, target: Any, family: st
         skip_without("mlx")  # our engine for it
     source = source_of(tmp_path, hf_base(tmp_path / "base", family), engine="mlx" if family.startswith("qwen") else "cpu")
     write_gguf_tokenizer(tmp_path / "base", replace(source.model, base=gguf_base(tmp_path / "vocabulary.gguf")))
-    effect, _, prompts = prove(tmp_path, source, target)
+    effect, _, _, prompts = prove(tmp_path, source, target)
     assert effect.figures["share"] == pytest.approx(1, abs=0.01) and prompts.ok
 
 
@@ -87,7 +88,7 @@ def test_tiny_merged_model_in_its_runtime(tmp_path: Path, target: Any, kind: str
     skip_without("gguf-lora" if target == "merged-gguf" else "mlx")
     source = source_of(tmp_path, gguf_base(tmp_path / "base.gguf", quantization="Q8_0"))
     proof = export_merged(source, target, tmp_path / "out", kind, runtime_checks=merged_runtime_checks(target, source, kind))
-    assert [check.name.partition(": ")[2] for check in proof.checks if ": " in check.name][:2] == ["text", "prompts"]
+    assert [check.name.partition(": ")[2] for check in proof.checks if ": " in check.name][:3] == ["logits", "text", "prompts"]
 
 
 @pytest.mark.slow
@@ -100,7 +101,7 @@ def test_smollm2_in_its_runtime(tmp_path: Path, target: Any, smollm2_path: Path)
     model = load_model("smollm2-135m-instruct", smollm2_path)
     folder = trained(tmp_path / "adapter", model, LoraConfig(rank=8, alpha=16.0), size=0.02)
     source = open_source(folder, model, base_model="HuggingFaceTB/SmolLM2-135M-Instruct")
-    effect, text, _ = prove(tmp_path, source, target)
+    effect, _, text, _ = prove(tmp_path, source, target)
     assert effect.figures["share"] == pytest.approx(1, abs=0.05)
     assert text.figures["same"] >= 1
 
@@ -113,9 +114,20 @@ def test_half_of_the_effect_is_seen_through_noise() -> None:
     ours = rng.standard_normal((10, 500)).astype(np.float32)
     noise = 0.3 * rng.standard_normal((10, 500)).astype(np.float32)
     assert compare_effects("x", ours, ours + noise).ok
+    assert compare_effects("x", ours + 5, ours + noise - 5).ok  # softmax does not see what moves all logits alike
     assert not compare_effects("x", ours, ours / 2 + noise).ok
     assert not compare_effects("x", ours, noise).ok
     assert not compare_effects("x", ours, np.full_like(ours, np.nan)).ok
+
+
+def test_other_logits_are_no_rounding() -> None:
+    rng = np.random.default_rng(1)
+    ours = rng.normal(size=(5, 300)).astype(np.float32)
+    noise = 0.05 * rng.normal(size=ours.shape).astype(np.float32)
+    assert compare_logits("x", ours, ours + noise + 3).ok  # softmax does not see the 3
+    for wrong in (ours[:, ::-1], 0.7 * ours, ours + 0.4 * rng.normal(size=ours.shape), np.full_like(ours, np.nan), np.zeros_like(ours)):
+        assert not compare_logits("x", ours, wrong).ok
+    assert not compare_logits("x", np.zeros_like(ours), ours).ok
 
 
 def test_a_text_that_parts_without_a_reason_fails(tmp_path: Path) -> None:
