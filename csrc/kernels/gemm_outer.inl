@@ -1,64 +1,61 @@
-// The adapters' gradients: a few long sums over the rows, out (rank, columns) += scale·sᵀ·x. The sums of OUTER_RANKS
-// rows and two cache lines' worth of columns stay in registers; x is read once and never packed.
+// The adapters' gradients: a few long sums over the rows, out (rank, columns) += scale·sᵀ·x; x is read once and never
+// packed. Neighbouring rows of x are far apart in memory, so a block of rows is read along all columns of the call,
+// which are contiguous, before the next block; the sums of a vector of columns are in registers for one block, and in
+// the nearest cache between blocks. Each sum is one chain of multiply-adds in the order of the rows.
 
-#if defined(LOCALSFT_KERNELS_avx2) || defined(LOCALSFT_KERNELS_baseline)
-enum { OUTER_RANKS = 8, OUTER_VECTORS = 1 };  // 16 registers
-#else
-enum { OUTER_RANKS = 8, OUTER_VECTORS = 2 };
-#endif
+enum { OUTER_RANKS = 8, OUTER_ROWS = 8, OUTER_COLUMNS = 128 };
 
-template <int RANKS, int VECTORS>
-static void outer_block(const act_t* x, int64_t x_stride, const float* s, int64_t s_stride, int64_t rows, int columns,
-                        float scale, float* out, int64_t out_stride) {
-  vf sums[RANKS][VECTORS];
+template <int RANKS>
+LOCALSFT_INLINE void outer_vector(const act_t* x, int64_t x_stride, int columns, const float* s, int64_t s_stride,
+                                  int rows, float* kept) {
+  vf sums[RANKS];
 #pragma GCC unroll 8
-  for (int r = 0; r < RANKS; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) sums[r][v] = vzero();
-  const bool whole = columns == VECTORS * LANES;
-  for (int64_t row = 0; row < rows; ++row) {
-    vf part[VECTORS];
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) {
-      const int n = columns - v * LANES < LANES ? columns - v * LANES : LANES;
-      part[v] = whole ? vload_act(x + v * LANES) : n > 0 ? vload_act_n(x + v * LANES, n) : vzero();
-    }
+  for (int r = 0; r < RANKS; ++r) sums[r] = vload(kept + r * OUTER_COLUMNS);
+  for (int row = 0; row < rows; ++row) {
+    const vf part = columns == LANES ? vload_act(x + row * x_stride) : vload_act_n(x + row * x_stride, columns);
 #pragma GCC unroll 8
-    for (int r = 0; r < RANKS; ++r) {
-      const vf factor = vset(s[r]);
-#pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; ++v) sums[r][v] = vfma(factor, part[v], sums[r][v]);
-    }
-    x += x_stride;
-    s += s_stride;
+    for (int r = 0; r < RANKS; ++r) sums[r] = vfma(vset(s[row * s_stride + r]), part, sums[r]);
   }
-  const vf factor = vset(scale);
 #pragma GCC unroll 8
-  for (int r = 0; r < RANKS; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) {
-      const int n = columns - v * LANES < LANES ? columns - v * LANES : LANES;
-      float* to = out + r * out_stride + v * LANES;
-      if (n > 0) vstore_n(to, vfma(factor, sums[r][v], vload_n(to, n)), n);
-    }
+  for (int r = 0; r < RANKS; ++r) vstore(kept + r * OUTER_COLUMNS, sums[r]);
 }
 
 template <int RANKS>
-static void outer_columns(const act_t* x, int64_t x_stride, const float* s, int64_t s_stride, int64_t rows,
-                          int64_t columns, float scale, float* out, int64_t out_stride) {
-  for (int64_t c = 0; c < columns; c += OUTER_VECTORS * LANES) {
-    const int count = int(columns - c < OUTER_VECTORS * LANES ? columns - c : OUTER_VECTORS * LANES);
-    outer_block<RANKS, OUTER_VECTORS>(x + c, x_stride, s, s_stride, rows, count, scale, out + c, out_stride);
+static void outer_ranks(const act_t* x, int64_t x_stride, const float* s, int64_t s_stride, int64_t rows, int columns,
+                        float scale, float* out, int64_t out_stride) {
+  float kept[RANKS * OUTER_COLUMNS];
+  memset(kept, 0, sizeof kept);
+  const int whole = columns & ~(LANES - 1);
+  for (int64_t row = 0; row < rows; row += OUTER_ROWS) {
+    const int block = rows - row < OUTER_ROWS ? int(rows - row) : int(OUTER_ROWS);
+    const act_t* from = x + row * x_stride;
+    const float* with = s + row * s_stride;
+    for (int c = 0; c < whole; c += LANES)
+      outer_vector<RANKS>(from + c, x_stride, LANES, with, s_stride, block, kept + c);
+    if (whole < columns)
+      outer_vector<RANKS>(from + whole, x_stride, columns - whole, with, s_stride, block, kept + whole);
   }
+  const vf factor = vset(scale);
+  for (int r = 0; r < RANKS; ++r)
+    for (int c = 0; c < columns; c += LANES) {
+      const int n = columns - c < LANES ? columns - c : LANES;
+      float* to = out + r * out_stride + c;
+      vstore_n(to, vfma(factor, vload(kept + r * OUTER_COLUMNS + c), vload_n(to, n)), n);
+    }
 }
 
 static void outer(const void* x, int64_t x_stride, const float* s, int64_t s_stride, int64_t rank, int64_t rows,
                   int64_t columns, float scale, float* out, int64_t out_stride) {
-  const act_t* from = (const act_t*)x;
-  for (; rank >= OUTER_RANKS; rank -= OUTER_RANKS, s += OUTER_RANKS, out += OUTER_RANKS * out_stride)
-    outer_columns<OUTER_RANKS>(from, x_stride, s, s_stride, rows, columns, scale, out, out_stride);
-  for (; rank >= 4; rank -= 4, s += 4, out += 4 * out_stride)
-    outer_columns<4>(from, x_stride, s, s_stride, rows, columns, scale, out, out_stride);
-  for (; rank > 0; --rank, ++s, out += out_stride)
-    outer_columns<1>(from, x_stride, s, s_stride, rows, columns, scale, out, out_stride);
+  for (int64_t begin = 0; begin < columns; begin += OUTER_COLUMNS) {
+    const act_t* from = (const act_t*)x + begin;
+    const int count = columns - begin < OUTER_COLUMNS ? int(columns - begin) : int(OUTER_COLUMNS);
+    int64_t r = 0;
+    for (; rank - r >= OUTER_RANKS; r += OUTER_RANKS)
+      outer_ranks<OUTER_RANKS>(from, x_stride, s + r, s_stride, rows, count, scale, out + r * out_stride + begin,
+                               out_stride);
+    for (; rank - r >= 4; r += 4)
+      outer_ranks<4>(from, x_stride, s + r, s_stride, rows, count, scale, out + r * out_stride + begin, out_stride);
+    for (; r < rank; ++r)
+      outer_ranks<1>(from, x_stride, s + r, s_stride, rows, count, scale, out + r * out_stride + begin, out_stride);
+  }
 }

@@ -145,6 +145,8 @@ static void pack_across(const Matrix* m, int64_t row, int count, int lanes, int6
       return pack_across_with<DenseReader<Kind::BF16, PIECE>>(m, row, count, lanes, begin, end, scale, width, dst,
                                                               next);
     case Kind::AFFINE:
+      if (m->bits == 4)
+        return pack_across_with<BitsReader<PIECE, 4>>(m, row, count, lanes, begin, end, scale, width, dst, next);
       return pack_across_with<AffineReader<PIECE>>(m, row, count, lanes, begin, end, scale, width, dst, next);
   }
 }
@@ -166,6 +168,8 @@ static void pack_along(const Matrix* m, int64_t column, int count, int lanes, in
       return pack_along_with<DenseReader<Kind::BF16, ALONG_ROWS>>(m, column, count, lanes, begin, end, scale, width,
                                                                   dst, next);
     case Kind::AFFINE:
+      if (m->bits == 4)
+        return pack_along_with<BitsReader<ALONG_ROWS, 4>>(m, column, count, lanes, begin, end, scale, width, dst, next);
       return pack_along_with<AffineReader<ALONG_ROWS>>(m, column, count, lanes, begin, end, scale, width, dst, next);
   }
 }

@@ -216,6 +216,17 @@ struct AffineReader {
   }
 };
 
+// The same where the bits of a value are known when it is compiled: nearly always 4.
+template <int ROWS, int BITS>
+struct BitsReader : AffineReader<ROWS> {
+  BitsReader(const Matrix* m) : AffineReader<ROWS>(m) {}
+  inline __attribute__((always_inline)) vf floats(int r, int64_t k, int64_t) const {
+    const uint64_t g = uint64_t(this->offset + k) >> this->group_log2;
+    const vf q = unpack_values<BITS>(this->unpack, this->data[r] + uint64_t(k) * BITS / 8, k);
+    return vfma(vset(this->scale[r][g]), q, vset(this->bias[r][g]));
+  }
+};
+
 template <typename Reader>
 static void read_row_with(const Matrix* m, int64_t row, float* out) {
   Reader reader(m);

@@ -175,7 +175,7 @@ def test_odd_heights(ctx: _core.Context, M: int, N: int) -> None:
 # --- groups, adapters, outputs -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranks", [[8, 8, 8], [8, 0, 16], [1, 2, 3], [64, 17, 0], [0, 0, 0]])
+@pytest.mark.parametrize("ranks", [[8, 8, 8], [8, 0, 16], [1, 2, 3], [64, 17, 0], [13, 5, 30], [0, 0, 0]])
 def test_groups(ctx: _core.Context, ranks: list[int]) -> None:
     group = Group.make(ctx, 4, 67, 192, "4x32", [192, 64, 65], ranks)
     group.check_forward()
