@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tiny_vocab import CHATML, tiny_tokenizer
 
+from localsft.data.check import coverage
 from localsft.data.check.private import is_card, is_iban
 from localsft.data.check.run import CheckReport, check
 from localsft.data.check.tokens import TokenRules
@@ -114,12 +115,59 @@ def test_json_answers(tmp_path: Path) -> None:
     assert "json-broken" not in found(run(tmp_path, [*sound(), ask("Where?", "{not JSON, a set}")]))
 
 
+def test_few_is_how_many_rows_a_tag_should_have(tmp_path: Path) -> None:
+    tagged = [row | {"tags": ["hall"]} for row in sound(3)] + sound()[3:]
+    assert found(run(tmp_path, tagged))["rare-tag"] == ("note", 1)
+    assert "rare-tag" not in found(run(tmp_path, tagged, few=3))
+    holdout = [ask("Something else entirely", "Yes.", tags=["hall"])]
+    assert "not-covered" in found(run(tmp_path, tagged, holdout)) and "not-covered" not in found(run(tmp_path, tagged, holdout, few=3))
+
+
 def test_leakage_and_coverage(tmp_path: Path) -> None:
     tagged = [row | {"tags": ["hall"]} for row in sound()]
     holdout = [sound()[2] | {"tags": ["hall"]}, ask("Something else entirely", "Yes.", tags=["other"])]
     report = run(tmp_path, tagged, holdout)
     assert found(report) == {"leakage": ("error", 1), "not-covered": ("note", 1)}
     assert report.findings[0].lines == (f"{tmp_path}/valid.jsonl:1: the same as {tmp_path}/train.jsonl:3",)
+
+
+def test_holdout_prompts_that_no_training_prompt_is_near_to_are_named(tmp_path: Path) -> None:
+    holdout = [ask(f"How do I get the spoons of order {i} back to you, and what do I have to pay?", "So.") for i in range(30)]
+    report = run(tmp_path, prose(40), holdout)
+    assert "no-neighbour" not in found(report)
+    assert report.coverage is not None
+    assert (report.coverage.holdout_rows, report.coverage.holdout_alone) == (30, 0)
+    strange = ask("Mein Hund bellt nachts, weil er Katzen hört.", "Fenster zu.")
+    report = run(tmp_path, prose(40), [*holdout[:12], strange, *holdout[12:]])
+    assert found(report)["no-neighbour"] == ("note", 1)
+    assert report.coverage is not None and report.coverage.holdout_alone == 1
+    (line,) = next(finding for finding in report.findings if finding.code == "no-neighbour").lines
+    assert line.startswith(f"{tmp_path}/valid.jsonl:13: cosine 0.0") and "'Mein Hund bellt" in line
+    assert found(run(tmp_path, prose(40), [*holdout[:12], strange]))["no-neighbour"] == ("warning", 1)
+
+
+def test_groups_of_few_like_prompts_are_named_whatever_the_order(tmp_path: Path) -> None:
+    hounds = ("Mein Hund bellt nachts, weil er Katzen hört.", "Mein Hund bellt tags, weil er Katzen hört.", "Warum bellt mein Hund nachts?")
+    odd = [ask(text, "Fenster zu.") for text in hounds]
+    assert "rare-group" not in found(run(tmp_path, prose(40)))
+    report = run(tmp_path, [*odd[:2], *prose(40), odd[2]])
+    assert found(report)["rare-group"] == ("note", 1)
+    assert report.coverage is not None and (report.coverage.small_groups, report.coverage.alone) == (1, 0)
+    (line,) = next(finding for finding in report.findings if finding.code == "rare-group").lines
+    assert ": 3 rows (also " in line and " bellt " in line
+    other = run(tmp_path, [*prose(40)[::-1], *odd[::-1]])
+    (same,) = next(finding for finding in other.findings if finding.code == "rare-group").lines
+    assert same.rpartition(": ")[2] == line.rpartition(": ")[2]
+    assert "rare-group" not in found(run(tmp_path, [*odd, *prose(40)], few=3))
+    assert run(tmp_path, prose(29)).coverage is None
+
+
+def test_of_very_many_rows_a_part_is_compared_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "MOST", 35)
+    monkeypatch.setattr(coverage, "MOST_HOLDOUT", 10)
+    report = run(tmp_path, prose(40), [ask(f"What of the {thing} {i}?", "So.") for thing in THINGS for i in range(3)])
+    assert report.coverage is not None and (report.coverage.rows, report.coverage.holdout_rows) == (35, 10)
+    assert report.coverage.small_groups is None
 
 
 def test_bad_rows_end_it_or_are_findings(tmp_path: Path) -> None:
@@ -145,7 +193,8 @@ def test_the_shipped_example_has_no_errors() -> None:
     folder = ROOT / "examples" / "billing-support"
     report = check(folder / "train.jsonl", folder / "holdout.jsonl")
     assert report.rows == 186
-    assert {finding.severity for finding in report.findings} <= {"note"}
+    assert {finding.code for finding in report.findings} <= {"not-covered", "rare-tag", "no-neighbour"}
+    assert report.coverage is not None and report.coverage.holdout_alone in (0, 1) and report.coverage.small_groups == 0
 
 
 # --- style and language -----------------------------------------------------------------------------------------------------
