@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,17 @@ def test_groups_of_few_like_prompts_are_named_whatever_the_order(tmp_path: Path)
     assert same.rpartition(": ")[2] == line.rpartition(": ")[2]
     assert "rare-group" not in found(run(tmp_path, [*odd, *prose(40)], few=3))
     assert run(tmp_path, prose(29)).coverage is None
+
+
+def test_prompts_that_say_too_little_and_data_of_pairs_have_no_coverage_findings(tmp_path: Path) -> None:
+    report = run(tmp_path, [*prose(40), ask("Grüezi!", "So."), ask("Grüezi", "So.")], [ask("Привет!", "So.")])
+    assert not {"rare-group", "no-neighbour"} & found(report).keys()
+    source = random.Random(0)
+    words = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(80)]
+    pairs = [ask(f"{words[i]} {words[i + 40]} {way}", "So.") for i in range(40) for way in ("once", "twice")]
+    report = run(tmp_path, pairs)
+    assert report.coverage is not None and report.coverage.small_groups is not None and report.coverage.small_groups > 20
+    assert "rare-group" not in found(report)
 
 
 def test_of_very_many_rows_a_part_is_compared_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

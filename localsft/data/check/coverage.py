@@ -21,6 +21,8 @@ ROWS = 30  # training rows from which on it can be said what is near
 MOST = 100_000  # training rows that are looked at: bounds time and memory
 MOST_HOLDOUT = 2_000  # the same of the holdout
 ODD = 0.05  # share of the holdout; with more, it asks for something else than what is taught
+SHORT = 10  # pieces of a prompt; a shorter one ("Hello") says too little to be compared
+RARE = 0.1  # share of the rows in small groups; with more, that is how the data is built
 EXCERPT = 60  # characters of a prompt that are shown
 
 Int64 = NDArray[np.int64]
@@ -103,6 +105,7 @@ class CoverageChecks:
             members = np.concatenate([members, holdout.pieces.members])
             starts = np.concatenate([starts, starts[-1] + holdout.pieces.starts[1:]])
         place = np.searchsorted(np.sort(chosen), chosen)  # of each chosen row among them, in the order of what is in them
+        long = np.diff(starts) >= SHORT
         neighbours = Neighbours(Pieces(members, starts), base, place[:SAMPLE])
         lines: list[str] = []
         asked = far = None
@@ -111,14 +114,14 @@ class CoverageChecks:
             highest = neighbours.highest(np.arange(base, base + asked))
             lines = [
                 f"{holdout.sources[i]}: cosine {highest[i]:.2f}: {holdout.excerpts[i]!r}"
-                for i in np.flatnonzero(highest < neighbours.limit)
+                for i in np.flatnonzero((highest < neighbours.limit) & long[base:])
             ]
             far = len(lines)
         if base < len(order):
             return Coverage(base, self._few, neighbours.limit, asked, far), lines, []
         rank = np.empty(base, np.int64)
         rank[place] = np.arange(base)
-        groups = neighbours.groups(self._few)
+        groups = [group for group in neighbours.groups(self._few) if long[group].all()]
         several = [(int(group[np.argmin(rank[group])]), group) for group in groups if len(group) > 1]
         several.sort(key=lambda group: (len(group[1]), int(rank[group[0]])))
         alone = len(groups) - len(several)
@@ -142,13 +145,13 @@ def group_findings(
     coverage: Coverage, groups: list[tuple[int, Int64]], lines: Int64, shown: dict[int, Conversation]
 ) -> Iterator[DataFinding]:
     """Small groups. ``lines`` (n,): of the rows in their file; ``shown``: by line, the rows that stand for the first groups."""
-    if not groups:
+    count = sum(len(group) for _, group in groups)
+    if not groups or count > RARE * len(lines):
         return
     texts = []
     for one, group in groups[:SHOWN]:
         row = shown[int(lines[one])]
         others = ", ".join(str(lines[other]) for other in group if other != one)
         texts.append(f"{row.source}: {len(group)} rows (also {others}): {excerpt(row)!r}")
-    count = sum(len(group) for _, group in groups)
     message = f"groups of fewer than {coverage.few} prompts that are like each other and like no others, {count:,} rows in all"
     yield DataFinding("rare-group", "note", message, "add rows of these kinds, or remove them", len(groups), tuple(texts))
