@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from tiny_vocab import CHATML, tiny_tokenizer
 
 from localsft.data.check import coverage
 from localsft.data.check.private import is_card, is_iban
+from localsft.data.check.repeats import RepeatChecks, RepeatRows
 from localsft.data.check.run import CheckReport, check
 from localsft.data.check.tokens import TokenRules
+from localsft.data.conversation import Conversation, Message
 from localsft.data.languages import language_of
 from localsft.data.template import ChatTemplate
 from localsft.errors import InputError
@@ -159,6 +162,9 @@ def test_groups_of_few_like_prompts_are_named_whatever_the_order(tmp_path: Path)
     other = run(tmp_path, [*prose(40)[::-1], *odd[::-1]])
     (same,) = next(finding for finding in other.findings if finding.code == "rare-group").lines
     assert same.rpartition(": ")[2] == line.rpartition(": ")[2]
+    broken = run(tmp_path, [{"messages": []}, *odd[:2], *prose(40), odd[2]], skip_bad=True)
+    (shown,) = next(finding for finding in broken.findings if finding.code == "rare-group").lines
+    assert shown.rpartition(": ")[2] == line.rpartition(": ")[2]
     assert "rare-group" not in found(run(tmp_path, [*odd, *prose(40)], few=3))
     assert run(tmp_path, prose(29)).coverage is None
 
@@ -192,6 +198,13 @@ def test_bad_rows_end_it_or_are_findings(tmp_path: Path) -> None:
 def test_the_fingerprint_is_of_the_rows_and_not_of_their_order(tmp_path: Path) -> None:
     one, other = run(tmp_path, sound()).fingerprint, run(tmp_path, sound()[::-1]).fingerprint
     assert one == other != run(tmp_path, [*sound(), sound()[0]]).fingerprint
+
+
+def test_rows_are_laid_end_to_end_once_and_not_for_every_finding() -> None:
+    with closing(RepeatChecks("f", 5)) as repeats:
+        for line in (1, 2):
+            repeats.merge(RepeatRows([Conversation((Message("user", "a"), Message("assistant", "b")), line=line)]))
+        assert repeats.rows() is repeats.rows() and repeats.rows()["line"].tolist() == [1, 2]
 
 
 def test_check_digits() -> None:

@@ -144,13 +144,13 @@ def holdout_findings(coverage: Coverage, lines: list[str]) -> Iterator[DataFindi
 def group_findings(
     coverage: Coverage, groups: list[tuple[int, Int64]], lines: Int64, shown: dict[int, Conversation]
 ) -> Iterator[DataFinding]:
-    """Small groups. ``lines`` (n,): of the rows in their file; ``shown``: by line, the rows that stand for the first groups."""
+    """Small groups. ``lines`` (n,): of the rows in their file; ``shown``: by place, the rows that stand for the first groups."""
     count = sum(len(group) for _, group in groups)
     if not groups or count > RARE * len(lines):
         return
     texts = []
     for one, group in groups[:SHOWN]:
-        row = shown[int(lines[one])]
+        row = shown[one]
         others = ", ".join(str(lines[other]) for other in group if other != one)
         texts.append(f"{row.source}: {len(group)} rows (also {others}): {excerpt(row)!r}")
     message = f"groups of fewer than {coverage.few} prompts that are like each other and like no others, {count:,} rows in all"

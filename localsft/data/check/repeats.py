@@ -72,7 +72,8 @@ class RepeatChecks:
 
     def rows(self) -> NDArray[np.void]:
         """All rows."""
-        self._chunks = [np.concatenate(self._chunks)]
+        if len(self._chunks) > 1:
+            self._chunks = [np.concatenate(self._chunks)]
         return self._chunks[0]
 
     def fingerprint(self) -> str:

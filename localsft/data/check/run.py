@@ -131,17 +131,23 @@ def check(
         coverage, far, groups = prompts.look(repeats.order(), read)
     if coverage:
         findings += holdout_findings(coverage, far)
-        shown = {int(lines[one]) for one, _ in groups[:SHOWN]}
-        rows_shown = (
-            {row.line: row for row in _rows(file, _bad_rows() if skip_bad else None, mapping) if row.line in shown} if shown else {}
-        )
-        findings += group_findings(coverage, groups, lines, rows_shown)
+        shown = _rows_at(data, {one for one, _ in groups[:SHOWN]}, mapping, skip_bad)
+        findings += group_findings(coverage, groups, lines, shown)
     if holdout is not None:
         findings += _beside(file, holdout, mapping, skip_bad, few)
     findings.sort(key=lambda finding: _ORDER[finding.severity])
     style = next(check.style() for check in checks if isinstance(check, StyleChecks))
     figures = next((check.figures() for check in checks if isinstance(check, TokenChecks)), None)
     return CheckReport(str(file), data.label, count, fingerprint, style, figures, coverage, tuple(findings))
+
+
+def _rows_at(data: DataFile, places: set[int], mapping: Mapping[str, str] | None, skip_bad: bool) -> dict[int, Conversation]:
+    """The rows at some places among those that can be read, by place."""
+    if not places:
+        return {}
+    if skip_bad:
+        return {place: row for place, row in enumerate(_rows(data.container.file, _bad_rows(), mapping)) if place in places}
+    return {place: data.conversation(row) for place, row in enumerate(readable_rows(data)) if place in places}  # only these are parsed
 
 
 def _bad_rows() -> Collector:
