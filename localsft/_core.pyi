@@ -41,6 +41,15 @@ def text_pieces(codes: NDArray[np.uint32], starts: NDArray[np.int64], length: in
 def jaccard(
     members: NDArray[np.uint32], starts: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]
 ) -> NDArray[np.float32]: ...
+def nearest_sets(
+    members: NDArray[np.uint32],
+    starts: NDArray[np.int64],
+    base: int,
+    weights: NDArray[np.float32],
+    queries: NDArray[np.int64],
+    threshold: float,
+    enough: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]: ...
 
 # The operations of the engine, which write into arrays of the caller: engine/cpu/ops.py is their only user.
 def __getattr__(name: str) -> Any: ...

@@ -13,6 +13,7 @@ from localsft.cli.output import say, visible, write_json
 from localsft.errors import UsageError
 
 if TYPE_CHECKING:
+    from localsft.data.check.coverage import Coverage
     from localsft.data.check.run import CheckReport
 
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--valid", type=click.Path(path_type=Path), metavar="F", help="Holdout file. Default: the data folder's valid file.")
 @some_settings("model", "mask", "max_length")
+@click.option(
+    "--few", type=click.IntRange(min=1), default=5, metavar="N", help="Name tags and groups of like prompts with fewer rows.  [default: 5]"
+)
 @click.option("--no-tokens", is_flag=True, help="Leave out the checks that need a base model; none is fetched then.")
 @click.option("--map", "mapping", metavar="KEY=COLUMN,...", help="Columns of DATA under the keys of a shape.")
 @click.option("--skip-bad", is_flag=True, help="Make a row that can't be read a finding, and go on.")
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 def command(
     data: Path,
     valid: Path | None,
+    few: int,
     no_tokens: bool,
     mapping: str | None,
     skip_bad: bool,
@@ -51,7 +56,7 @@ def command(
     columns = parse_mapping(mapping) if mapping else None
     opened = None if no_tokens else open_model(config.model)
     rules = TokenRules(opened.tokenizer, opened.template, config.data.mask, config.data.max_length) if opened else None
-    report = check(files["train"], valid or files.get("valid"), columns, skip_bad, rules)
+    report = check(files["train"], valid or files.get("valid"), columns, skip_bad, rules, few)
     show(report, opened.name if opened else "")
     if as_json:
         write_json(asdict(report) | {"model": opened.name if opened else None})
@@ -71,6 +76,8 @@ def show(report: CheckReport, model: str) -> None:
         f"answers: {median:,} characters ({low:,} to {high:,} for nine of ten), {report.style.markdown:.0%} with Markdown, "
         f"most frequent opening {visible(opening)!r} ({rows:,}), languages: {languages}"
     )
+    if report.coverage:
+        show_coverage(report.coverage, report.rows)
     for finding in report.findings:
         say(f"{finding.severity}: {finding.code}: {visible(finding.message)} ({finding.count:,}); {finding.remedy}")
         for line in finding.lines:
@@ -79,3 +86,17 @@ def show(report: CheckReport, model: str) -> None:
             say(f"    and {finding.count - len(finding.lines):,} more")
     if not report.findings:
         say("nothing found")
+
+
+def show_coverage(coverage: Coverage, rows: int) -> None:
+    """Figures of holdout rows that nothing is near to, and of prompts that few others are like."""
+    parts = []
+    if coverage.holdout_rows is not None:
+        parts.append(f"{coverage.holdout_alone:,} of {coverage.holdout_rows:,} holdout rows have no near training row")
+    if coverage.small_groups is None:
+        parts.append(f"compared with {coverage.rows:,} of {rows:,} training rows, so no groups were looked for")
+    else:
+        parts.append(
+            f"{coverage.small_groups:,} groups of fewer than {coverage.few} like prompts, {coverage.alone:,} prompts like no other"
+        )
+    say(f"coverage (near: a cosine of {coverage.limit:.2f}): {'; '.join(parts)}")

@@ -72,12 +72,12 @@ class Pieces:
         return np.concatenate(values)
 
 
-def pieces_of(texts: Sequence[str]) -> Pieces:
-    """The pieces of each text."""
+def pieces_of(texts: Sequence[str], length: int = PIECE) -> Pieces:
+    """The pieces of ``length`` characters of each text."""
     plain = [_NO_WORD.sub(" ", text.casefold()).strip() for text in texts]
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(text) for text in plain], dtype=np.int64)])
     codes = np.frombuffer("".join(plain).encode("utf-32-le", "surrogatepass"), "<u4")
-    return Pieces(*_core.text_pieces(codes, starts, PIECE))
+    return Pieces(*_core.text_pieces(codes, starts, length))
 
 
 class PieceFile:

@@ -117,7 +117,7 @@ def map_rows(task: Callable[[list[Row], R], T], rows: Iterable[Row], recipe: R, 
     chunks = _chunks(rows)
     if workers is None:
         size = recipe.data.container.file.stat().st_size * (4 if recipe.data.container.gzipped else 1)
-        workers = min(MAX_WORKERS, _cores()) if size >= PARALLEL_BYTES else 1
+        workers = min(MAX_WORKERS, cores()) if size >= PARALLEL_BYTES else 1
     if workers == 1:
         for chunk in chunks:
             yield task(chunk, recipe)
@@ -140,7 +140,8 @@ def map_rows(task: Callable[[list[Row], R], T], rows: Iterable[Row], recipe: R, 
             pool.shutdown(cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localsft.batch import Example
@@ -10,8 +11,10 @@ from localsft.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Consecutive tokens of one weight and kind. ``weight``: as targets, 0 for context. ``text``: of their bytes, whole characters."""
+    """Consecutive tokens of one weight and kind, from token ``start`` of the example on. ``weight``: as targets, 0 for context.
+    ``text``: of their bytes, whole characters."""
 
+    start: int
     text: str
     ids: tuple[int, ...]
     weight: float
@@ -22,8 +25,9 @@ class Piece:
         return self.weight > 0
 
 
-def pieces_of(example: Example, tokenizer: Tokenizer) -> list[Piece]:
-    """The pieces of an example; together their ids are the example's, and their texts are the text of its bytes.
+def pieces_of(example: Example, tokenizer: Tokenizer, cuts: Sequence[int] = ()) -> list[Piece]:
+    """The pieces of an example; together their ids are the example's, and their texts are the text of its bytes. Before the tokens
+    ``cuts``, a piece ends too.
 
     A character whose bytes have tokens of different weights is not cut: it goes with the first of them.
     """
@@ -31,17 +35,19 @@ def pieces_of(example: Example, tokenizer: Tokenizer) -> list[Piece]:
     ids: list[int] = []
     data = b""
     kind = (0.0, False)
-    for token, weight in zip(example.token_ids.tolist(), example.target_weights.tolist(), strict=True):
+    cut = False
+    for i, (token, weight) in enumerate(zip(example.token_ids.tolist(), example.target_weights.tolist(), strict=True)):
         control = tokenizer.is_control(token)
-        if ids and (weight, control) != kind and (_is_whole(data) or control):
-            pieces.append(Piece(data.decode("utf-8", "replace"), tuple(ids), *kind))
-            ids, data = [], b""
+        cut |= i in cuts
+        if ids and (cut or (weight, control) != kind) and (_is_whole(data) or control):
+            pieces.append(Piece(i - len(ids), data.decode("utf-8", "replace"), tuple(ids), *kind))
+            ids, data, cut = [], b"", False
         if not ids:
             kind = (weight, control)
         ids.append(token)
         data += tokenizer.token_bytes(token)
     if ids:
-        pieces.append(Piece(data.decode("utf-8", "replace"), tuple(ids), *kind))
+        pieces.append(Piece(len(example.token_ids) - len(ids), data.decode("utf-8", "replace"), tuple(ids), *kind))
     return pieces
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_vocab import CHATML, tiny_tokenizer
 
+from localsft.data.check import coverage
 from localsft.data.check.private import is_card, is_iban
+from localsft.data.check.repeats import RepeatChecks, RepeatRows
 from localsft.data.check.run import CheckReport, check
 from localsft.data.check.tokens import TokenRules
+from localsft.data.conversation import Conversation, Message
 from localsft.data.languages import language_of
 from localsft.data.template import ChatTemplate
 from localsft.errors import InputError
@@ -114,12 +119,73 @@ def test_json_answers(tmp_path: Path) -> None:
     assert "json-broken" not in found(run(tmp_path, [*sound(), ask("Where?", "{not JSON, a set}")]))
 
 
+def test_few_is_how_many_rows_a_tag_should_have(tmp_path: Path) -> None:
+    tagged = [row | {"tags": ["hall"]} for row in sound(3)] + sound()[3:]
+    assert found(run(tmp_path, tagged))["rare-tag"] == ("note", 1)
+    assert "rare-tag" not in found(run(tmp_path, tagged, few=3))
+    holdout = [ask("Something else entirely", "Yes.", tags=["hall"])]
+    assert "not-covered" in found(run(tmp_path, tagged, holdout)) and "not-covered" not in found(run(tmp_path, tagged, holdout, few=3))
+
+
 def test_leakage_and_coverage(tmp_path: Path) -> None:
     tagged = [row | {"tags": ["hall"]} for row in sound()]
     holdout = [sound()[2] | {"tags": ["hall"]}, ask("Something else entirely", "Yes.", tags=["other"])]
     report = run(tmp_path, tagged, holdout)
     assert found(report) == {"leakage": ("error", 1), "not-covered": ("note", 1)}
     assert report.findings[0].lines == (f"{tmp_path}/valid.jsonl:1: the same as {tmp_path}/train.jsonl:3",)
+
+
+def test_holdout_prompts_that_no_training_prompt_is_near_to_are_named(tmp_path: Path) -> None:
+    holdout = [ask(f"How do I get the spoons of order {i} back to you, and what do I have to pay?", "So.") for i in range(30)]
+    report = run(tmp_path, prose(40), holdout)
+    assert "no-neighbour" not in found(report)
+    assert report.coverage is not None
+    assert (report.coverage.holdout_rows, report.coverage.holdout_alone) == (30, 0)
+    strange = ask("Mein Hund bellt nachts, weil er Katzen hört.", "Fenster zu.")
+    report = run(tmp_path, prose(40), [*holdout[:12], strange, *holdout[12:]])
+    assert found(report)["no-neighbour"] == ("note", 1)
+    assert report.coverage is not None and report.coverage.holdout_alone == 1
+    (line,) = next(finding for finding in report.findings if finding.code == "no-neighbour").lines
+    assert line.startswith(f"{tmp_path}/valid.jsonl:13: cosine 0.0") and "'Mein Hund bellt" in line
+    assert found(run(tmp_path, prose(40), [*holdout[:12], strange]))["no-neighbour"] == ("warning", 1)
+
+
+def test_groups_of_few_like_prompts_are_named_whatever_the_order(tmp_path: Path) -> None:
+    hounds = ("Mein Hund bellt nachts, weil er Katzen hört.", "Mein Hund bellt tags, weil er Katzen hört.", "Warum bellt mein Hund nachts?")
+    odd = [ask(text, "Fenster zu.") for text in hounds]
+    assert "rare-group" not in found(run(tmp_path, prose(40)))
+    report = run(tmp_path, [*odd[:2], *prose(40), odd[2]])
+    assert found(report)["rare-group"] == ("note", 1)
+    assert report.coverage is not None and (report.coverage.small_groups, report.coverage.alone) == (1, 0)
+    (line,) = next(finding for finding in report.findings if finding.code == "rare-group").lines
+    assert ": 3 rows (also " in line and " bellt " in line
+    other = run(tmp_path, [*prose(40)[::-1], *odd[::-1]])
+    (same,) = next(finding for finding in other.findings if finding.code == "rare-group").lines
+    assert same.rpartition(": ")[2] == line.rpartition(": ")[2]
+    broken = run(tmp_path, [{"messages": []}, *odd[:2], *prose(40), odd[2]], skip_bad=True)
+    (shown,) = next(finding for finding in broken.findings if finding.code == "rare-group").lines
+    assert shown.rpartition(": ")[2] == line.rpartition(": ")[2]
+    assert "rare-group" not in found(run(tmp_path, [*odd, *prose(40)], few=3))
+    assert run(tmp_path, prose(29)).coverage is None
+
+
+def test_prompts_that_say_too_little_and_data_of_pairs_have_no_coverage_findings(tmp_path: Path) -> None:
+    report = run(tmp_path, [*prose(40), ask("Grüezi!", "So."), ask("Grüezi", "So.")], [ask("Привет!", "So.")])
+    assert not {"rare-group", "no-neighbour"} & found(report).keys()
+    source = random.Random(0)
+    words = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(80)]
+    pairs = [ask(f"{words[i]} {words[i + 40]} {way}", "So.") for i in range(40) for way in ("once", "twice")]
+    report = run(tmp_path, pairs)
+    assert report.coverage is not None and report.coverage.small_groups is not None and report.coverage.small_groups > 20
+    assert "rare-group" not in found(report)
+
+
+def test_of_very_many_rows_a_part_is_compared_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "MOST", 35)
+    monkeypatch.setattr(coverage, "MOST_HOLDOUT", 10)
+    report = run(tmp_path, prose(40), [ask(f"What of the {thing} {i}?", "So.") for thing in THINGS for i in range(3)])
+    assert report.coverage is not None and (report.coverage.rows, report.coverage.holdout_rows) == (35, 10)
+    assert report.coverage.small_groups is None
 
 
 def test_bad_rows_end_it_or_are_findings(tmp_path: Path) -> None:
@@ -134,6 +200,13 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_their_order(tmp_path: Path) -
     assert one == other != run(tmp_path, [*sound(), sound()[0]]).fingerprint
 
 
+def test_rows_are_laid_end_to_end_once_and_not_for_every_finding() -> None:
+    with closing(RepeatChecks("f", 5)) as repeats:
+        for line in (1, 2):
+            repeats.merge(RepeatRows([Conversation((Message("user", "a"), Message("assistant", "b")), line=line)]))
+        assert repeats.rows() is repeats.rows() and repeats.rows()["line"].tolist() == [1, 2]
+
+
 def test_check_digits() -> None:
     assert is_card("4012888888881881") and is_card("3782 822463 10005") and is_card("5105-1051-0510-5100")
     wrong = ("4012888888881882", "4242424242424242", "0000000000000000", "1234567812345670")
@@ -145,7 +218,8 @@ def test_the_shipped_example_has_no_errors() -> None:
     folder = ROOT / "examples" / "billing-support"
     report = check(folder / "train.jsonl", folder / "holdout.jsonl")
     assert report.rows == 186
-    assert {finding.severity for finding in report.findings} <= {"note"}
+    assert {finding.code for finding in report.findings} <= {"not-covered", "rare-tag", "no-neighbour"}
+    assert report.coverage is not None and report.coverage.holdout_alone in (0, 1) and report.coverage.small_groups == 0
 
 
 # --- style and language -----------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from localsft.data.texts import answer_text, identity, whole_text
 NEAR = 0.9
 IMBALANCE_ROWS = 30
 IMBALANCE = 10  # times as many rows as the rarest label
-FEW = 5  # rows of a tag
 
 _ROW = np.dtype([("line", "<i8"), ("name", "V16"), ("prompt", "<u8"), ("answer", "<u8")])
 
@@ -47,8 +46,9 @@ class RepeatRows(RowChecks):
 class RepeatChecks:
     """Checks of rows against each other. Close it: it holds a file."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, few: int) -> None:
         self._file = file
+        self._few = few
         self._chunks: list[NDArray[np.void]] = [np.empty(0, _ROW)]
         self._store = PieceFile()
         self._labels: Counter[str] | None = Counter()  # None: there are too many, or long ones
@@ -72,13 +72,18 @@ class RepeatChecks:
 
     def rows(self) -> NDArray[np.void]:
         """All rows."""
-        self._chunks = [np.concatenate(self._chunks)]
+        if len(self._chunks) > 1:
+            self._chunks = [np.concatenate(self._chunks)]
         return self._chunks[0]
 
     def fingerprint(self) -> str:
         """As ``texts.dataset_fingerprint`` of the rows' identities."""
+        return xxhash.xxh3_128_hexdigest(self.rows()["name"][self.order()].tobytes().hex().encode())
+
+    def order(self) -> NDArray[np.int64]:
+        """The rows (n,) in the order of their identities."""
         halves = np.ascontiguousarray(self.rows()["name"]).view(">u8").reshape(-1, 2)
-        return xxhash.xxh3_128_hexdigest(halves[np.lexsort((halves[:, 1], halves[:, 0]))].tobytes().hex().encode())
+        return np.lexsort((halves[:, 1], halves[:, 0]))
 
     def findings(self) -> Iterable[DataFinding]:
         """Everything that was found."""
@@ -140,10 +145,10 @@ class RepeatChecks:
             yield DataFinding("label-imbalance", "warning", message, "add rows with the rarer answers", len(counts))
 
     def _rare_tags(self) -> Iterable[DataFinding]:
-        rare = sorted(tag for tag, count in self.tags.items() if count < FEW)
+        rare = sorted(tag for tag, count in self.tags.items() if count < self._few)
         if rare:
             lines = tuple(f"{tag}: {self.tags[tag]}" for tag in rare[:10])
-            yield DataFinding("rare-tag", "note", f"tags with fewer than {FEW} rows", "add rows of these kinds", len(rare), lines)
+            yield DataFinding("rare-tag", "note", f"tags with fewer than {self._few} rows", "add rows of these kinds", len(rare), lines)
 
 
 def _few(answers: Counter[str]) -> Counter[str] | None:

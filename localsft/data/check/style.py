@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from localsft.data.check.finding import Collector, DataFinding, RowChecks
+from localsft.data.check.lengths import OUTLIER_LENGTH, AnswerLengths
 from localsft.data.conversation import Conversation
 from localsft.data.languages import language_of
 from localsft.data.texts import answer_text, prompt_text
@@ -20,7 +19,6 @@ PROSE = 60  # characters of the median answer, from which on it is prose and has
 RARE = 0.1  # the share up to which a style is the odd one out
 OPENING = 0.3  # the share of answers from which on one opening is a habit
 OUTLIER = 8  # times the median length of an answer
-OUTLIER_LENGTH = 400  # characters; a shorter answer is no outlier
 MAX_OPENINGS = 100_000  # different ones that are counted: bounds memory where all answers open differently
 
 
@@ -40,22 +38,19 @@ class StyleChecks(RowChecks):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lengths: list[int] = []
+        self._lengths = AnswerLengths()
         self._markdown = Collector("markdown-mixed", "note", "", "give all answers one style, or the model will mix them by chance")
         self._plain = Collector("markdown-mixed", "note", "", "give all answers one style, or the model will mix them by chance")
         self._openings: Counter[str] = Counter()
         self._languages: Counter[str] = Counter()
         self._pairs: dict[tuple[str, str], Collector] = {}  # language of prompt and answer
         self._prompts: dict[str, Collector] = {}
-        self._long: list[tuple[int, str]] = []  # the longest answers, for outliers
 
     def add(self, conversation: Conversation) -> None:
         if conversation.is_text:
             return
         source, answer = conversation.source, answer_text(conversation).strip()
-        self._lengths.append(len(answer))
-        if len(answer) > OUTLIER_LENGTH:
-            self._long.append((len(answer), source))
+        self._lengths.add(len(answer), conversation.line, source)
         (self._markdown if _MARKDOWN.search(answer) else self._plain).add(source)
         self._count_openings({" ".join(answer[:60].casefold().split()[:3]): 1})
         asked, answered = language_of(prompt_text(conversation)), language_of(answer)
@@ -72,12 +67,11 @@ class StyleChecks(RowChecks):
 
     def merge(self, later: RowChecks) -> None:
         assert isinstance(later, StyleChecks)
-        self._lengths += later._lengths
+        self._lengths.merge(later._lengths)
         self._markdown.merge(later._markdown)
         self._plain.merge(later._plain)
         self._count_openings(later._openings)
         self._languages.update(later._languages)
-        self._long += later._long
         for pair, rows in later._pairs.items():
             self._pairs.setdefault(pair, _pair_rows()).merge(rows)
         for language, rows in later._prompts.items():
@@ -85,20 +79,20 @@ class StyleChecks(RowChecks):
 
     def style(self) -> Style:
         """The figures."""
-        values = np.percentile(self._lengths or [0], (5, 50, 95), method="inverted_cdf").astype(int).tolist()
+        low, median, high = (self._lengths.percentile(percent) for percent in (5, 50, 95))
         return Style(
-            (values[0], values[1], values[2]),
-            self._markdown.count / max(1, len(self._lengths)),
+            (low, median, high),
+            self._markdown.count / max(1, self._lengths.rows),
             dict(self._openings.most_common(5)),
             dict(self._languages.most_common()),
         )
 
     def findings(self) -> Iterable[DataFinding]:
-        rows = len(self._lengths)
+        rows = self._lengths.rows
         if not rows:
             return
-        median = self.style().lengths[1]
-        yield from self._outliers(median)
+        median = self._lengths.percentile(50)
+        yield from self._lengths.findings(max(OUTLIER_LENGTH, OUTLIER * median))
         if rows < ROWS:
             return
         if median >= PROSE:
@@ -110,14 +104,6 @@ class StyleChecks(RowChecks):
                 message = f"{count / rows:.0%} of the answers open with {opening!r}, and so will the model's"
                 yield DataFinding("one-opening", "note", message, "vary them, if that is not wanted", count)
         yield from self._odd_languages()
-
-    def _outliers(self, median: int) -> Iterable[DataFinding]:
-        limit = max(OUTLIER_LENGTH, OUTLIER * median)
-        long = Collector("length-outlier", "warning", f"an answer is longer than {limit:,} characters, far beyond the others", "look at it")
-        for length, source in self._long:
-            if length > limit:
-                long.add(source, f"{length:,} characters")
-        yield from long.findings()
 
     def _odd_languages(self) -> Iterable[DataFinding]:
         same = sum(rows.count for (asked, answered), rows in self._pairs.items() if asked == answered)
