@@ -20,7 +20,9 @@ from localsft.export.lowrank import Update
 from localsft.export.ollama import check_modelfile, write_modelfile
 from localsft.export.proof import Check, Proof
 from localsft.export.source import Source, batches_of
+from localsft.export.stop_rules import rules_of
 from localsft.export.survival import Survival, check_loss, check_survival
+from localsft.export.template_rule import check_template
 from localsft.export.verify import check_adapter, check_prompts, open_source_engine
 from localsft.export.write import finish
 from localsft.weights.load import BaseModel, load_base
@@ -82,7 +84,8 @@ def check_merge(folder: Path, target: MergeTarget, source: Source, kind: str) ->
         return checks
     checks.append(check_survival(parts, kind))
     checks.append(check_merged_loss(folder if target == "merged" else folder / merged_gguf.MERGED_GGUF, source))
-    checks.append(check_prompts(source.probes, source.model))
+    checks.append(check_prompts(source.probes, source.model, rules_of(target, source.model, folder)))
+    checks += check_template(target, source.model, folder)
     if target == "ollama":
         checks += check_modelfile(folder, source.model)
     return checks

@@ -2,7 +2,7 @@
 //
 // argv: a JSON request {modules, model, lora, prompts, texts, max_tokens, context, threads, logits, base_logits}. Writes the raw
 // logits after each prompt as float32 (prompts, V) to the files `logits` (with the adapter) and `base_logits` (without), and one
-// JSON document to stdout: {version, generated, tokenized, prepends_bos}.
+// JSON document to stdout: {version, generated, stop_ids, tokenized, prepends_bos}.
 
 import {readFileSync, writeFileSync} from "node:fs";
 import path from "node:path";
@@ -45,5 +45,6 @@ const {logits, generated} = await run(request.lora, request.max_tokens);
 writeFileSync(request.logits, logits);
 if (base) writeFileSync(request.base_logits, base.logits);
 const tokenized = request.texts.map((text) => Array.from(model.tokenize(text, true)));
-process.stdout.write(JSON.stringify({version, generated, tokenized, prepends_bos: model.tokens.shouldPrependBosToken}) + "\n");
+const stop_ids = all.filter((id) => model.isEogToken(id));
+process.stdout.write(JSON.stringify({version, generated, stop_ids, tokenized, prepends_bos: model.tokens.shouldPrependBosToken}) + "\n");
 await llama.dispose();

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
-import orjson
 
 from localsft.batch import Float32, PackedBatch
 from localsft.config import OptimConfig
+from localsft.data.template import MARKS
 from localsft.engine import open_engine
 from localsft.engine.base import Engine
 from localsft.errors import InputError, LocalsftError, MissingPart
@@ -21,7 +21,10 @@ from localsft.export.mlx import read_mlx
 from localsft.export.peft import read_peft
 from localsft.export.proof import Check
 from localsft.export.source import Probe, Provenance, Source, batches_of
+from localsft.export.stop_rules import StopRule, rules_of
+from localsft.export.template_rule import check_template
 from localsft.session import LoadedModel
+from localsft.tokenizer import Tokenizer
 
 # Factors are stored in float32 as they were trained; all that may move is the scale, by one rounding to float32 (6e-8).
 UPDATE_BOUND = 1e-6
@@ -59,7 +62,8 @@ def check_adapter(folder: Path, target: str, source: Source, engine: Engine | No
         check_updates(found, source.updates),
         check_provenance(texts, source.provenance),
         check_logits(found, source, engine),
-        check_prompts(source.probes, source.model),
+        check_prompts(source.probes, source.model, rules_of(target, source.model, folder)),
+        *check_template(target, source.model, folder),
     ]
 
 
@@ -139,41 +143,64 @@ def compare_logits(found: Float32, trained: Float32, base: Float32, texts: int) 
     return Check("logits", share <= LOGITS_BOUND, detail, {**figures, "share": share})
 
 
-def check_prompts(probes: Sequence[Probe], model: LoadedModel) -> Check:
-    """One BOS where the base wants one, never two; every supervised answer ends with a token at which the target stops."""
+def check_prompts(probes: Sequence[Probe], model: LoadedModel, rules: Sequence[StopRule]) -> Check:
+    """One BOS where the base wants one, never two; answers end with a token at which every program of ``rules`` stops.
+
+    ``ok`` is None where the only thing that is amiss is that the base's files name no end token at all.
+    """
     tokenizer = model.tokenizer
-    stops, rule = target_stop_ids(model)
-    problems = []
+    ends = answer_ends(model)
+    problems, silent, notes = [], [], []
     for number, probe in enumerate(probes, 1):
         ids = probe.prompt_ids
         if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
             problems.append(f"prompt {number} does not begin with BOS")
         if len(ids) > 1 and tokenizer.add_bos and ids[0] == ids[1] == tokenizer.bos_id:
             problems.append(f"prompt {number} begins with two BOS")
-        supervised = probe.ids[probe.weights > 0].tolist()
-        if supervised and not stops.intersection(supervised):
-            problems.append(f"the answer of text {number} holds none of the stop tokens of {rule}")
-    figures = {"stop_ids": sorted(stops), "add_bos": tokenizer.add_bos}
+    for rule in rules:
+        if not rule.ids:
+            silent.append(f"{rule.program} never stops by itself: no eos_token_id in {rule.file} of the base; put {sorted(ends)} there")
+            continue
+        if ends and not ends & rule.ids:
+            problems.append(
+                f"{rule.program} goes on behind {token_names(ends, tokenizer)}, which ends answers: by {rule.file} it stops at "
+                f"{token_names(rule.ids, tokenizer)}; add {sorted(ends)} to the end tokens there and export again"
+            )
+        for number, probe in enumerate(probes, 1):
+            supervised = probe.ids[probe.weights > 0].tolist()
+            if supervised and not rule.ids.intersection(supervised):
+                problems.append(f"the answer of text {number} holds none of the stop tokens of {rule.program}")
+        if other := tokenizer.stop_ids - rule.ids:
+            notes.append(f"{rule.program} does not stop at {token_names(other, tokenizer)}, at which localsft does")
+    figures = {
+        "stop_ids": {rule.program: sorted(rule.ids) for rule in rules}, "ends": sorted(ends), "add_bos": tokenizer.add_bos,
+    }  # fmt: skip
     if problems:
         return Check("prompts", False, named(problems, 2), figures)
     words = "one BOS" if tokenizer.add_bos else "no BOS, as the model wants it"
-    return Check("prompts", True, f"{len(probes)} prompts: {words}; answers end with a stop token of {rule}", figures)
+    found = f"{len(probes)} prompts: {words}"
+    if silent:
+        return Check("prompts", None, "; ".join([found, *silent]), figures)
+    found += f"; answers end with a stop token of {' and '.join(rule.program for rule in rules)}"
+    return Check("prompts", True, "; ".join([found, *notes]), figures)
 
 
-def target_stop_ids(model: LoadedModel) -> tuple[frozenset[int], str]:
-    """Where the target stops by itself, and which file says so: generation_config.json or config.json of a folder, the token ids
-    of a GGUF; our own reading where neither speaks."""
-    base = model.base
-    if base.metadata:
-        keys = ("eos", "eot", "eom")
-        ids = [base.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys]
-        named_ids = {int(i) for i in ids if isinstance(i, int)}
-        return frozenset(named_ids | model.tokenizer.stop_ids), "the GGUF"
-    for name in ("generation_config.json", "config.json"):
-        try:
-            value: Any = orjson.loads((base.path / name).read_bytes()).get("eos_token_id")
-        except (OSError, ValueError):
-            continue
-        if value is not None:
-            return frozenset(value if isinstance(value, list) else [value]), name
-    return model.tokenizer.stop_ids, "the tokenizer"
+def answer_ends(model: LoadedModel) -> frozenset[int]:
+    """The control tokens that the chat template writes straight behind an answer, by one of which it ends; none where it writes none."""
+    pattern = model.tokenizer.control_pattern
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "MARK"}]
+    try:
+        text = model.template.render(talk)
+    except InputError:
+        return frozenset()
+    rest, found = text.rpartition("MARK")[2].translate(dict.fromkeys(map(ord, MARKS))), set()
+    while pattern and (match := pattern.match(rest.lstrip())):
+        found.add(model.tokenizer.control_tokens[match[0].strip()])
+        rest = rest.lstrip()[match.end() :]
+    return frozenset(found)
+
+
+def token_names(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    """Their texts, for a person."""
+    known = (tokenizer.token_bytes(i).decode("utf-8", "replace") if i < tokenizer.vocab_size else f"token {i}" for i in sorted(ids))
+    return named(list(known)) or "no token"

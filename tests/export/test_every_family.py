@@ -14,6 +14,7 @@ pytest.importorskip("mlx_lm", reason="the mlx engine, which runs these families,
 sys.path.append(str(Path(__file__).parents[1] / "engine" / "mlx"))
 
 from families import ALONE, PACKED, SINGLE, config_of
+from test_export_table import table
 from test_families import write_model
 
 from localsft.checkpoint import BaseRef, save_adapter
@@ -21,6 +22,7 @@ from localsft.config import LoraConfig, OptimConfig
 from localsft.engine.mlx.engine import MlxEngine
 from localsft.errors import UsageError
 from localsft.export.families import FAMILIES, import_gguf
+from localsft.export.merge import export_merged
 from localsft.export.source import Source, open_source
 from localsft.export.verify import check_adapter
 from localsft.export.write import WRITERS
@@ -58,6 +60,23 @@ def test_family(tmp_path: Path, family: str) -> None:
         write(folder, source)
         failed = [check for check in check_adapter(folder, target, source, engine) if not check.ok]
         assert not failed, (target, failed)
+
+
+@pytest.mark.parametrize("family", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ALL])
+def test_merged_family(tmp_path: Path, family: str) -> None:
+    """A merged folder of the family, its loss beside the adapter's included; or refused by name, as the table says."""
+    source, _ = family_source(tmp_path, family, **({"mlp_only_layers": []} if family == "qwen3_moe" else {}))
+    cells = table()
+    cell = cells.get(family, cells["all others that mlx-lm trains"])["merged"]
+    try:
+        proof = export_merged(source, "merged", tmp_path / "out", "f32")
+    except UsageError as refusal:
+        assert "keep" in str(refusal) and "in another form; export it --to mlx" in str(refusal)
+        assert cell.startswith(("refused", "where")), (family, str(refusal))
+    else:
+        assert cell.startswith(("yes", "run", "where")), family
+        failed = [check for check in proof.checks if check.ok is False]
+        assert not failed and {check.name: check.ok for check in proof.checks}["loss"], failed
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ V = len(METADATA["tokenizer.ggml.tokens"])
 HF: dict[str, Any] = {
     "hidden_size": D, "intermediate_size": F, "num_hidden_layers": L, "num_attention_heads": H, "num_key_value_heads": K,
     "vocab_size": V, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "head_dim": E,
-    "tie_word_embeddings": True, "hidden_act": "silu",
+    "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": 2,
 }  # fmt: skip
 
 

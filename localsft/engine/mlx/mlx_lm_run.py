@@ -1,8 +1,8 @@
 """Runs token ids through mlx-lm itself, for the proof of an export: ``python -m localsft.engine.mlx.mlx_lm_run REQUEST.json``.
 
 Nothing of our engine takes part: the model comes from mlx-lm's loader, the adapter from its ``load_adapters``, decoding from its
-``generate_step``. The request: {model, adapter, prompts, max_tokens, stop_ids, conversations, logits, base_logits}. Writes the logits after
-each prompt as float32 (prompts, V) to the files ``logits`` and ``base_logits``, and one JSON document to the file ``result``.
+``generate_step``. The request: {model, adapter, prompts, max_tokens, conversations, logits, base_logits}. Writes the logits after each
+prompt as float32 (prompts, V) to the files ``logits`` and ``base_logits``, and one JSON document to the file ``result``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def greedy(model: Any, prompt: list[int], most: int, stop_ids: set[int]) -> list
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     folder, prompts = Path(request["model"]), request["prompts"]
-    model, _ = load_model(folder)
+    model, config = load_model(folder)
     model.eval()
     if request.get("base_logits"):
         last_logits(model, prompts).tofile(request["base_logits"])
@@ -51,15 +51,19 @@ def main() -> None:
         model = load_adapters(model, request["adapter"])
         model.eval()
     last_logits(model, prompts).tofile(request["logits"])
-    generated = [greedy(model, prompt, request["max_tokens"], set(request["stop_ids"])) for prompt in prompts]
+    eos = config.get("eos_token_id")
+    stops = {int(i) for i in (eos if isinstance(eos, list) else [eos]) if i is not None}
     rendered = None
     if (folder / "tokenizer_config.json").is_file():
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, eos_token_ids=eos)  # as mlx_lm.load does
+        stops = {int(i) for i in tokenizer.eos_token_ids}
         rendered = [
             list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
             for messages in request["conversations"]
         ]
-    Path(request["result"]).write_text(json.dumps({"version": __version__, "generated": generated, "rendered": rendered}))
+    generated = [greedy(model, prompt, request["max_tokens"], stops) for prompt in prompts]
+    document = {"version": __version__, "generated": generated, "stop_ids": sorted(stops), "rendered": rendered}
+    Path(request["result"]).write_text(json.dumps(document))
 
 
 if __name__ == "__main__":
