@@ -43,13 +43,14 @@ def rules_of(target: str, model: LoadedModel, folder: Path) -> list[StopRule]:
 def _converted(folder: Path) -> dict[str, Any]:
     """tokenizer.ggml.tokens and the id of eos as llama.cpp's converter writes them (gguf-py, SpecialVocab): by the tokenizer's eos_token,
     else by config.json."""
-    ids = _token_ids(folder)
-    tokens = [""] * (max(ids.values(), default=-1) + 1)
+    ids, config = _token_ids(folder), _json(folder / "config.json")
+    vocab_size = config.get("vocab_size")
+    tokens = [""] * max(max(ids.values(), default=-1) + 1, vocab_size if isinstance(vocab_size, int) else 0)
     for text, number in ids.items():
         tokens[number] = text
     eos = ids.get(_eos_text(folder))
     if eos is None:
-        eos = min(_ids(_json(folder / "config.json").get("eos_token_id")), default=None)
+        eos = min(_ids(config.get("eos_token_id")), default=None)
     return {"tokenizer.ggml.tokens": tokens} | ({} if eos is None else {"tokenizer.ggml.eos_token_id": eos})
 
 

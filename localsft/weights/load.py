@@ -16,7 +16,7 @@ from localsft.weights.gguf import GgufValue
 from localsft.weights.gguf_model import open_gguf_model
 from localsft.weights.names import LLAMA_LIKE, llama_shapes
 from localsft.weights.quant import all_finite
-from localsft.weights.tensor import Dense, Tensor
+from localsft.weights.tensor import Dense, Tensor, same_tensor
 
 
 class TensorMap(Mapping[str, Tensor]):
@@ -109,8 +109,14 @@ def load_base(path: str | Path) -> BaseModel:
 def _checked(tensors: Mapping[str, LazyTensor], config: ModelConfig, path: Path) -> Mapping[str, LazyTensor]:
     """Leave out what a model keeps without needing it, and compare the rest with what the model type must have."""
     unused = {name for name in tensors if name.endswith(".rotary_emb.inv_freq")}  # precomputed, in old checkpoints
-    if config.tied_head:
-        unused |= {"lm_head.weight"}  # a copy of the embedding, which Hugging Face and mlx-lm ignore too
+    if config.tied_head and "lm_head.weight" in tensors:
+        embedding = tensors.get("model.embed_tokens.weight")
+        if embedding is not None and not same_tensor(tensors["lm_head.weight"].read(), embedding.read()):
+            raise InputError(
+                f"{path}: config.json ties the head to the embedding (tie_word_embeddings), but lm_head.weight is another matrix, which "
+                "transformers ignores and mlx-lm may not; set tie_word_embeddings to what was trained, or remove the tensor"
+            )
+        unused |= {"lm_head.weight"}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
     if config.model_type not in LLAMA_LIKE:
         return tensors

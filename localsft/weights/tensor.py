@@ -46,3 +46,18 @@ class AffineQuantized:
 
 
 Tensor = Dense | AffineQuantized
+
+
+def same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether both hold the same numbers in the same form. Compares in blocks of rows, as these may be mapped files of gigabytes."""
+    if isinstance(one, Dense) and isinstance(other, Dense):
+        pairs = [(one.data, other.data)]
+        same_form = one.bf16 == other.bf16
+    elif isinstance(one, AffineQuantized) and isinstance(other, AffineQuantized):
+        pairs = [(one.packed, other.packed), (one.scales, other.scales), (one.biases, other.biases)]
+        same_form = (one.bits, one.group_size, one.bf16_scales) == (other.bits, other.group_size, other.bf16_scales)
+    else:
+        return False
+    if not same_form or any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+        return False
+    return all(np.array_equal(a[i : i + 4096], b[i : i + 4096]) for a, b in pairs for i in range(0, len(a), 4096))

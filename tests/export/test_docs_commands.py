@@ -44,6 +44,7 @@ def parse(words: list[str]) -> None:
 @pytest.mark.parametrize(("page", "line"), LINES, ids=lambda text: text.strip()[:60])
 def test_every_localsft_line_parses(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "ADAPTER").mkdir()
     words = [word for word in shlex.split(line.strip()) if word != "..."][1:]
     words = [word.partition("|")[0] for word in words]  # --to mlx|peft|...: the first
     parse(words)

@@ -92,11 +92,13 @@ def test_answers_end_with_what_the_template_writes(source: Source) -> None:
 @pytest.mark.parametrize("target", ["mlx", "peft"])
 def test_a_base_that_stops_elsewhere_is_refused_by_name(tmp_path: Path, source: Source, target: Any) -> None:
     """The classic: a template with <|im_end|> on a base that knows <|endoftext|> only."""
-    (tmp_path / "base/generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    for name in ("config.json", "generation_config.json"):  # mlx-lm takes a 0 in the latter for nothing said
+        file = tmp_path / "base" / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | {"eos_token_id": 0}))
     settings = json.loads((tmp_path / "base/tokenizer_config.json").read_text())
     (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
     with pytest.raises(
-        Finding, match=r"goes on behind <\|im_end\|>, which ends answers: by generation_config\.json .*<\|endoftext\|>; add \[2\]"
+        Finding, match=r"goes on behind <\|im_end\|>, which ends answers: by generation_config\.json.*<\|endoftext\|>; add \[2\]"
     ):
         export_adapter(source, target, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -68,6 +68,15 @@ def test_the_folders_of_the_goldens() -> None:
         dict(base.tensors)
 
 
+def test_a_tied_head_may_be_kept_as_a_copy_but_not_as_another_matrix(tmp_path: Path) -> None:
+    tied, weights = {**LLAMA, "tie_word_embeddings": True}, llama_weights()
+    copy = weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}
+    assert "lm_head.weight" not in load_base(write_folder(tmp_path / "copy", tied, copy)).tensors
+    other = weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + np.float32(1e-3)}
+    with pytest.raises(InputError, match=r"lm_head\.weight is another matrix.*set tie_word_embeddings"):
+        load_base(write_folder(tmp_path / "other", tied, other))
+
+
 @pytest.mark.parametrize("quantization", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
 def test_a_gguf_is_the_same_model_in_hugging_face_names_and_row_order(quantization: str, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
@@ -206,6 +215,7 @@ def test_everything_that_is_wrong_with_the_tensors_is_in_one_error(tmp_path: Pat
 
 def test_what_a_model_does_not_need_is_left_out(tmp_path: Path) -> None:
     weights = llama_weights()
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     extra = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(E // 2, np.float32)}
     tied = write_folder(tmp_path / "m", {**LLAMA, "tie_word_embeddings": True}, extra)
     del weights["lm_head.weight"]

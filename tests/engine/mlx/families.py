@@ -83,7 +83,7 @@ PACKED: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1, "num_key_value_heads": 4, "tie_word_embeddings": False,
     },
     "gpt_oss": {
-        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7, "layer_types": SLIDING,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7, "layer_types": SLIDING, "tie_word_embeddings": False,
         "rope_scaling": {
             "rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 64,
         },

@@ -60,6 +60,8 @@ def write_model(folder: Path, config: dict[str, Any], bits: int = 0) -> Path:
         for name, value in tree_flatten(model.parameters())
     ]
     model.load_weights(noisy)
+    if config["tie_word_embeddings"] and "lm_head" in model:  # gemma3_text has one until it has seen a file without
+        del model["lm_head"]
     if bits:
         import mlx.nn as nn
 
