@@ -62,7 +62,7 @@ def gguf_base(path: Path, architecture: str = "llama", quantization: str = "F32"
     """The same model as a GGUF with a tokenizer and a chat template."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(L)
-    writer.add_context_length(512)
+    writer.add_context_length(2048)
     writer.add_embedding_length(D)
     writer.add_feed_forward_length(F)
     writer.add_head_count(H)

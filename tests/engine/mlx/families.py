@@ -45,7 +45,10 @@ PACKED: dict[str, dict[str, Any]] = {
             "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": 3, "query_pre_attn_scalar": 8,
         },
     },
-    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
+    "qwen2_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24,
+        "tie_word_embeddings": False,
+    },
     "qwen3": {},
     "qwen3_moe": {
         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
@@ -55,7 +58,10 @@ PACKED: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 8.0},
     "gemma3_text": {"sliding_window": 7, "sliding_window_pattern": 3, "query_pre_attn_scalar": 8},
     "phi3": {"rope_scaling": SU_ROPE, "original_max_position_embeddings": 256, "tie_word_embeddings": False},
-    "phimoe": {"rope_scaling": SU_ROPE, "original_max_position_embeddings": 256, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "phimoe": {
+        "rope_scaling": SU_ROPE, "original_max_position_embeddings": 256, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+    },
     "smollm3": {"no_rope_layer_interval": 2},
     "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.3},
     "granitemoe": {
@@ -74,7 +80,7 @@ PACKED: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5, "tie_word_embeddings": False,
     },
     "starcoder2": {"norm_epsilon": 1e-5, "layer_norm_epsilon": 1e-5},
-    "stablelm": {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-5, "norm_eps": 1e-5, "use_qkv_bias": True},
+    "stablelm": {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-5, "norm_eps": 1e-5, "use_qkv_bias": True, "tie_word_embeddings": False},
     "internlm2": {"bias": False},
     "deepseek_v3": {
         "moe_intermediate_size": 16, "n_shared_experts": 1, "n_routed_experts": 4, "routed_scaling_factor": 1.0, "kv_lora_rank": 12,
@@ -94,7 +100,7 @@ PACKED: dict[str, dict[str, Any]] = {
     "ernie4_5": {"use_bias": False},
     "exaone4": {"rope_scaling": LLAMA3_ROPE, "sliding_window": 7, "sliding_window_pattern": "LG"},
     "seed_oss": {"attention_out_bias": False},
-    "helium": {},
+    "helium": {"tie_word_embeddings": False},
     "nemotron": {"hidden_act": "relu2", "norm_eps": 1e-5, "tie_word_embeddings": False},
     "minicpm": {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 3.0, "tie_word_embeddings": False},
     "apertus": {"post_norm": False, "qk_norm": True, "tie_word_embeddings": False},
