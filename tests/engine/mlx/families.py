@@ -80,7 +80,9 @@ PACKED: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5, "tie_word_embeddings": False,
     },
     "starcoder2": {"norm_epsilon": 1e-5, "layer_norm_epsilon": 1e-5},
-    "stablelm": {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-5, "norm_eps": 1e-5, "use_qkv_bias": True, "tie_word_embeddings": False},
+    "stablelm": {
+        "partial_rotary_factor": 0.5, "layer_norm_eps": 1e-5, "norm_eps": 1e-5, "use_qkv_bias": True, "tie_word_embeddings": False,
+    },
     "internlm2": {"bias": False},
     "deepseek_v3": {
         "moe_intermediate_size": 16, "n_shared_experts": 1, "n_routed_experts": 4, "routed_scaling_factor": 1.0, "kv_lora_rank": 12,
