@@ -50,4 +50,5 @@ PYBIND11_MODULE(_core, m) {
   localsft::bind_linear(m);
   localsft::bind_pack(m);
   localsft::bind_pieces(m);
+  localsft::bind_spans(m);
 }

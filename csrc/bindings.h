@@ -10,5 +10,6 @@ void bind_elements(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_pack(pybind11::module_& m);
 void bind_pieces(pybind11::module_& m);
+void bind_spans(pybind11::module_& m);
 
 }  // namespace localsft

@@ -75,12 +75,13 @@ def _message(item: Any, number: int, where: str) -> Message:
     role = item.get("role")
     if role not in ROLES:
         raise InputError(f"{where}: message {number} has the unknown role {role!r}; use one of {', '.join(ROLES)}")
-    content = _content(item.get("content"), number, where)
+    content = item.get("content")
+    if len(item) == 2 and isinstance(content, str):
+        return Message(role, content)  # as nearly all are
+    content = _content(content, number, where)
     calls = _tool_calls(item, number, where) if item.get("tool_calls") else ()
     if content is None and not (calls and role == "assistant"):
         raise InputError(f"{where}: message {number} ({role}) has no content; add it or remove the message")
-    if len(item) == 2:
-        return Message(role, content)
     extra = {key: value for key, value in item.items() if key not in _KNOWN_MESSAGE_KEYS and value is not None}
     return Message(role, content, _weight(item, number, where), calls, extra or None)
 

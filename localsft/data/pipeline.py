@@ -94,7 +94,7 @@ def render_chunk(rows: list[Row], recipe: Recipe) -> Chunk:
         for note in result.notes:
             chunk.count(chunk.notes, note, conversation.source)
     chunk.columns = Columns.of(
-        [(example, conversation.line) for (conversation, _), result in zip(marked, rendered, strict=True) for example in result.examples]
+        [(tokens, conversation.line) for (conversation, _), result in zip(marked, rendered, strict=True) for tokens in result.tokens]
     )
     return chunk
 

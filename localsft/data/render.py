@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,35 @@ TRUNCATED = "turns beyond max_length cut off"
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """One example, compact: ``ids`` the bytes of int32 token ids; ``runs`` (start, end, weight) of the tokens that are targets,
+    ascending, apart or of other weights, each with weight > 0."""
+
+    ids: bytes
+    runs: tuple[tuple[int, int, float], ...]
+
+    def example(self, source: str) -> Example:
+        """As arrays."""
+        token_ids = np.frombuffer(self.ids, np.int32)
+        target_weights = np.zeros(len(token_ids), np.float32)
+        for start, end, weight in self.runs:
+            target_weights[start:end] = weight
+        return Example(token_ids, target_weights, source)
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
     """The examples of one conversation, usually one; ``skipped``: why examples were left out; ``notes``: what was done."""
 
-    examples: tuple[Example, ...]
+    tokens: tuple[Tokens, ...]
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    source: str = field(default="", compare=False)
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """``tokens`` as arrays."""
+        return tuple([tokens.example(self.source) for tokens in self.tokens])
 
 
 def chat_template(tokenizer: Tokenizer, source: str | None = None, where: str = "the chat template") -> ChatTemplate:
@@ -74,44 +97,43 @@ def encode_marked(marked: Sequence[tuple[Conversation, Sequence[TextExample]]], 
     ids = iter(tokenizer.encode_spans([[span.text for span in example.spans] for example in texts], guard=GUARD))
     results = []
     for conversation, examples in marked:
-        found: list[Example] = []
+        found: list[Tokens] = []
         skipped: list[str] = [] if examples else [NO_TARGET]
         notes: list[str] = []
         for text in examples:
-            example, problem = _example(text, next(ids), tokenizer, max_length, conversation.source)
-            if example is None:
+            tokens, problem = _tokens(text, next(ids), tokenizer, max_length)
+            if tokens is None:
                 skipped.append(problem)
                 continue
-            found.append(example)
+            found.append(tokens)
             notes += [*text.notes, problem] if problem else text.notes
-        results.append(Rendered(tuple(found), tuple(skipped), tuple(dict.fromkeys(notes))))
+        results.append(Rendered(tuple(found), tuple(skipped), tuple(dict.fromkeys(notes)), conversation.source))
     return results
 
 
-def _example(text: TextExample, span_ids: list[bytes], tokenizer: Tokenizer, max_length: int, source: str) -> tuple[Example | None, str]:
+def _tokens(text: TextExample, span_ids: list[bytes], tokenizer: Tokenizer, max_length: int) -> tuple[Tokens | None, str]:
     """The example, or None and why it is left out; with an example, what was done to it. ``span_ids``: bytes of int32."""
     if text.add_end and tokenizer.eos_id is not None:
         span_ids[-1] += _id_bytes(tokenizer.eos_id)
     if tokenizer.add_bos and tokenizer.bos_id is not None and not b"".join(span_ids).startswith(_id_bytes(tokenizer.bos_id)):
         span_ids[0] = _id_bytes(tokenizer.bos_id) + span_ids[0]
-    keep, problem = len(span_ids), ""
+    problem = ""
     if sum(map(len, span_ids)) > 4 * max_length:
         keep = _whole_turns(text, span_ids, max_length)
         if keep == 0:
             return None, TOO_LONG
         problem = TRUNCATED
-    token_ids = np.frombuffer(b"".join(span_ids[:keep]), np.int32)
-    target_weights = np.zeros(len(token_ids), np.float32)
-    position = 0
-    for span, ids in zip(text.spans[:keep], span_ids, strict=False):
-        end = position + len(ids) // 4
-        if span.weight:
-            target_weights[position:end] = span.weight
-        position = end
-    target_weights[:1] = 0  # nothing predicts the first token
-    if not target_weights.any():
-        return None, NO_TARGET
-    return Example(token_ids, target_weights, source), problem
+        del span_ids[keep:]
+    runs: list[tuple[int, int, float]] = []
+    end = 0
+    for span, ids in zip(text.spans, span_ids, strict=False):
+        start, end = end, end + len(ids) // 4
+        if span.weight and end > max(start, 1):
+            start = start or 1  # nothing predicts the first token
+            if runs and runs[-1][1:] == (start, span.weight):
+                start = runs.pop()[0]
+            runs.append((start, end, span.weight))
+    return (Tokens(b"".join(span_ids), tuple(runs)), problem) if runs else (None, NO_TARGET)
 
 
 def _whole_turns(text: TextExample, span_ids: list[bytes], max_length: int) -> int:

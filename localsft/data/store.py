@@ -16,7 +16,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, overload
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsft.batch import Example, Float32, Int32
+from localsft.data.render import Tokens
 
 FORMAT = 1  # of the folder and of what rendering makes of a row; a change makes old stores unfound
 _RUN = np.dtype([("example", "<i4"), ("start", "<i4"), ("end", "<i4"), ("weight", "<f4")])
@@ -42,17 +42,12 @@ class Columns:
     lines: Int32
 
     @staticmethod
-    def of(examples: Sequence[tuple[Example, int]]) -> Columns:
+    def of(examples: Sequence[tuple[Tokens, int]]) -> Columns:
         """From examples, each with its line."""
-        runs: list[tuple[int, int, int, float]] = []
-        for number, (example, _) in enumerate(examples):
-            weights = example.target_weights
-            edges = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(weights)]
-            runs += [(number, start, end, float(weights[start])) for start, end in pairwise(edges) if start < end and weights[start] > 0]
         return Columns(
-            np.concatenate([example.token_ids for example, _ in examples]) if examples else np.zeros(0, np.int32),
-            np.array([len(example.token_ids) for example, _ in examples], np.int32),
-            np.array(runs, _RUN),
+            np.frombuffer(b"".join([tokens.ids for tokens, _ in examples]), np.int32),
+            np.array([len(tokens.ids) // 4 for tokens, _ in examples], np.int32),
+            np.array([(number, *run) for number, (tokens, _) in enumerate(examples) for run in tokens.runs], _RUN),
             np.array([line for _, line in examples], np.int32),
         )
 

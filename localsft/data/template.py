@@ -95,7 +95,10 @@ class ChatTemplate:
 
     def _fitted(self, messages: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
         """``messages`` with tool calls as this template reads them."""
-        if not any("tool_calls" in message for message in messages):
+        for message in messages:
+            if "tool_calls" in message:
+                break
+        else:
             return messages
         null_content, text_arguments = self._tool_call_form
         return [_fit(message, null_content, text_arguments) if "tool_calls" in message else message for message in messages]

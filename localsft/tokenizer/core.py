@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from localsft.tokenizer.plain import PlainEncoder
 
@@ -79,10 +80,12 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._encoder = vocabulary.encoder
+        self._words = vocabulary.encoder.words(vocabulary.control)
         self._bytes = vocabulary.token_bytes
         self._strip_first_space = vocabulary.strip_first_space
         self._memo: dict[bool, dict[str, bytes]] = {False: {}, True: {}}  # by prefix
         self._control = {token.text: token for token in vocabulary.control}
+        self._ids_of_control = {token.text: token.id for token in vocabulary.control}
         self._control_ids = frozenset(token.id for token in vocabulary.control)
         self._id_bytes = {token.id: array("i", [token.id]).tobytes() for token in vocabulary.control}
         self._control_pattern = _control_pattern(vocabulary.control)
@@ -99,7 +102,7 @@ class Tokenizer:
     @property
     def control_tokens(self) -> dict[str, int]:
         """Text and id of every token that only a template may write."""
-        return {text: token.id for text, token in self._control.items()}
+        return self._ids_of_control
 
     @property
     def control_pattern(self) -> re.Pattern[str] | None:
@@ -134,6 +137,9 @@ class Tokenizer:
         taken out: so a renderer marks what somebody typed. Returns the ids of each span of each document, as the bytes of
         int32 in the machine's order.
         """
+        if self._words is not None:
+            spans_ids = iter(self._words.encode([span for document in documents for span in document], control=True, guard=guard or ""))
+            return [list(islice(spans_ids, len(document))) for document in documents]
         spans_of: list[list[list[bytes]]] = []
         missing: dict[bool, list[tuple[str, list[bytes], int]]] = {False: [], True: []}  # text, where its ids go
         for document in documents:
@@ -193,6 +199,8 @@ class Tokenizer:
 
     def _encode_runs(self, texts: Sequence[str], prefix: bool) -> list[bytes]:
         """Ids of runs of plain text; those that come more than once are kept, as what repeats in a batch comes again."""
+        if self._words is not None:
+            return self._words.encode(texts, control=False)
         counts = Counter(texts)
         ids = dict(zip(counts, self._encoder.encode_runs(list(counts), prefix=prefix), strict=True))
         memo = self._memo[prefix]

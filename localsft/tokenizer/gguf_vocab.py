@@ -106,7 +106,7 @@ def _byte_level(
     encoder.add_tokens([AddedToken(token, normalized=False) for token in fixed])
     byte_of = byte_alphabet()
     token_bytes = [byte_level_bytes(token, byte_of) if types[i] == _NORMAL else token.encode() for i, token in enumerate(tokens)]
-    return BpeEncoder(encoder, by_spaces=True, fixed=fixed), token_bytes, pretokenizer.add_bos
+    return BpeEncoder(encoder, by_spaces=pretokenizer.by_spaces, fixed=fixed), token_bytes, pretokenizer.add_bos
 
 
 def _sentencepiece(

@@ -12,7 +12,7 @@ from localsft.errors import InputError
 from localsft.tokenizer.core import ControlToken, Vocabulary
 from localsft.tokenizer.gguf_vocab import byte_alphabet, byte_level_bytes, piece_bytes
 from localsft.tokenizer.plain import BpeEncoder, SentencePieceEncoder, unreachable
-from localsft.tokenizer.pretokenizers import KNOWN_PATTERNS
+from localsft.tokenizer.pretokenizers import KNOWN_PATTERNS, takes_spaces
 
 _MAX_FILE = 256 << 20  # bytes; the largest tokenizer.json in use is about 35 MB
 
@@ -200,7 +200,9 @@ def _cuts_at_spaces(data: Mapping[str, Any]) -> bool:
         if not known:
             return False
     return any(
-        step["type"] == "Split" or step.get("use_regex", True) for step in _walk(steps) if step.get("type") in ("Split", "ByteLevel")
+        takes_spaces(step["pattern"]["Regex"]) if step["type"] == "Split" else step.get("use_regex", True)
+        for step in _walk(steps)
+        if step.get("type") in ("Split", "ByteLevel")
     )
 
 

@@ -6,21 +6,16 @@ by a user stays text. ``localsft.tokenizer.core`` puts the control tokens in.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from localsft.errors import InputError
+from localsft.tokenizer.words import Control, WordSpans
 
 if TYPE_CHECKING:
     import sentencepiece
     import tokenizers
-
-_MEMO_PIECES = 1 << 18
-_MEMO_CHARS = 64  # of a piece; longer ones hardly come again
-_SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
-_ODD_SPACES = ("  ", " \n", "\n ", "\t", "\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x1f")
 
 
 class PlainEncoder(Protocol):
@@ -37,6 +32,10 @@ class PlainEncoder(Protocol):
         """Ids of each text on its own, as the bytes of int32; ``prefix``: with the vocabulary's leading space, if it has one."""
         ...
 
+    def words(self, control: Sequence[Control]) -> WordSpans | None:
+        """A faster way to the same ids, where words never run over a space and no run gets a leading space; else None."""
+        ...
+
 
 def unreachable(token_id: int) -> str:
     """A vocabulary entry that no text yields: both kinds of vocabulary turn every space into another character."""
@@ -46,9 +45,8 @@ def unreachable(token_id: int) -> str:
 class BpeEncoder:
     """Plain text over the ``tokenizers`` package.
 
-    ``by_spaces``: the pre-tokenizer never lets a word run over a space, so a text may be encoded in the pieces that
-    ``split_at_spaces`` yields, and each distinct piece only once: five times as fast on English. ``fixed``: texts that are
-    tokens wherever they stand; a run with one of them is encoded whole.
+    ``by_spaces``: the pre-tokenizer never lets a word run over a space, so a text may be encoded in the pieces between
+    single spaces (``localsft.tokenizer.words``). ``fixed``: texts that are tokens wherever they stand.
     """
 
     def __init__(
@@ -63,46 +61,19 @@ class BpeEncoder:
         self._bare = bare
         self._prefixed = prefixed or bare
         self._by_spaces = by_spaces
-        self._fixed = re.compile("|".join(map(re.escape, fixed))) if fixed else None
-        self._heads: dict[str, bytes] = {}  # ids of pieces that begin a run
-        self._tails: dict[str, bytes] = {}  # ids of pieces with a space before them, by the text after the space
+        self._fixed = fixed
         self.prefix_at_start = prefixed is not None
         self.prefix_after_control = prefix_after_control
 
     def encode_runs(self, texts: Sequence[str], *, prefix: bool) -> list[bytes]:
-        if not self._by_spaces or (prefix and self._prefixed is not self._bare):
-            return self._encode(self._prefixed if prefix else self._bare, texts)
-        fixed = self._fixed
-        cut = [[text] if fixed and fixed.search(text) else split_at_spaces(text) for text in texts]
-        heads, tails = self._heads, self._tails
-        if len(heads) + len(tails) > _MEMO_PIECES:
-            heads.clear()
-            tails.clear()
-        new_heads = list({pieces[0] for pieces in cut if pieces[0] not in heads})
-        new_tails = list({piece for pieces in cut for piece in pieces[1:] if piece not in tails})
-        ids = self._encode(self._bare, [*new_heads, *(f" {piece}" for piece in new_tails)])
-        heads.update(zip(new_heads, ids, strict=False))
-        tails.update(zip(new_tails, ids[len(new_heads) :], strict=True))
-        found = [heads[pieces[0]] + b"".join([tails[piece] for piece in pieces[1:]]) for pieces in cut]
-        for memo, pieces in ((heads, new_heads), (tails, new_tails)):
-            for piece in pieces:
-                if len(piece) > _MEMO_CHARS:
-                    del memo[piece]
-        return found
-
-    def _encode(self, encoder: tokenizers.Tokenizer, texts: Sequence[str]) -> list[bytes]:
+        encoder = self._prefixed if prefix else self._bare
         found = encoder.encode_batch_fast(texts, add_special_tokens=False) if texts else []
         return [array("i", encoding.ids).tobytes() for encoding in found]
 
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_heads": {}, "_tails": {}}  # a copy for another process starts without the memo
-
-
-def split_at_spaces(text: str) -> list[str]:
-    """``text`` cut at each single space that has neither a space nor other whitespace beside it; the spaces are left out."""
-    if text.isascii() and not any(pair in text for pair in _ODD_SPACES) and text[:1] != " " and text[-1:] != " ":
-        return text.split(" ")
-    return _SINGLE_SPACE.split(text)
+    def words(self, control: Sequence[Control]) -> WordSpans | None:
+        if not self._by_spaces or self._prefixed is not self._bare:
+            return None
+        return WordSpans(self._bare, self._fixed, control)
 
 
 class SentencePieceEncoder:
@@ -117,6 +88,9 @@ class SentencePieceEncoder:
     def encode_runs(self, texts: Sequence[str], *, prefix: bool) -> list[bytes]:
         processor = self._prefixed if prefix else self._bare
         return [array("i", ids).tobytes() for ids in processor.encode(list(texts), out_type=int)]
+
+    def words(self, control: Sequence[Control]) -> None:
+        return None  # its pieces may hold spaces
 
 
 def sentencepiece_model(pieces: Sequence[tuple[str, float, int]], *, byte_fallback: bool) -> bytes:

@@ -43,6 +43,11 @@ class PreTokenizer:
     ignore_merges: bool = False
     add_bos: bool = False
 
+    @property
+    def by_spaces(self) -> bool:
+        """Whether no word runs over a space: one of the patterns takes all whitespace that is left."""
+        return any(map(takes_spaces, self.patterns))
+
 
 _FAMILIES: tuple[tuple[tuple[str, ...], PreTokenizer], ...] = (
     (
@@ -78,6 +83,12 @@ _FAMILIES: tuple[tuple[tuple[str, ...], PreTokenizer], ...] = (
     (("viking",), PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"))),
     (("default",), PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))),
 )
+
+
+def takes_spaces(pattern: str) -> bool:
+    """Whether every space becomes a part of a match of a known pattern, and so a word's beginning or a word of its own. Where none
+    does, a space between characters of no class (a euro sign and a digit, for DeepSeek-LLM) stays inside of a word."""
+    return pattern.endswith(r"|\s+")
 
 
 KNOWN_PATTERNS = frozenset(pattern for _, pretokenizer in _FAMILIES for pattern in pretokenizer.patterns)

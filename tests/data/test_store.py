@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import time
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_vocab import CHATML, tiny_tokenizer
 
-from localsft.batch import Example
 from localsft.data import load as load_module
 from localsft.data.formats import open_data
 from localsft.data.load import Part, load_file
 from localsft.data.pipeline import Recipe, render_rows
-from localsft.data.render import chat_template
+from localsft.data.render import Tokens, chat_template
 from localsft.data.rows import read_rows
 from localsft.data.store import Columns, ExampleStore, StoreWriter, prune
 from localsft.errors import InputError
 
 
-def make(ids: list[int], weights: list[float]) -> Example:
-    return Example(np.array(ids, np.int32), np.array([0.0, *weights[1:]], np.float32))
+def make(ids: list[int], weights: list[float]) -> Tokens:
+    weights = [0.0, *weights[1:]]
+    runs = []
+    for weight, group in groupby(range(len(ids)), key=weights.__getitem__):
+        places = list(group)
+        if weight:
+            runs.append((places[0], places[-1] + 1, weight))
+    return Tokens(np.array(ids, np.int32).tobytes(), tuple(runs))
 
 
 examples = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=8).map(
@@ -36,14 +42,14 @@ examples = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0
 
 @given(st.lists(st.lists(examples, max_size=4), max_size=4))
 @settings(deadline=None, max_examples=50)
-def test_what_is_written_comes_back(tmp_path_factory: pytest.TempPathFactory, batches: list[list[Example]]) -> None:
+def test_what_is_written_comes_back(tmp_path_factory: pytest.TempPathFactory, batches: list[list[Tokens]]) -> None:
     folder = tmp_path_factory.mktemp("store")
     with StoreWriter(folder) as writer:
         for batch in batches:
             writer.add(Columns.of([(example, 7 + number) for number, example in enumerate(batch)]))
         writer.close({"rows": 3})
     store = ExampleStore(folder, "rows.jsonl")
-    written = [example for batch in batches for example in batch]
+    written = [tokens.example("") for batch in batches for tokens in batch]
     assert len(store) == len(written) == writer.examples and store.report["rows"] == 3
     for got, want in zip(store, written, strict=True):
         np.testing.assert_array_equal(got.token_ids, want.token_ids)
