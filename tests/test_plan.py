@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "engine" / "cpu"))
-from cases import Golden, alone, load_golden
 
 from localsft.config import resolve
 from localsft.engine.base import BatchSize
@@ -18,6 +12,7 @@ from localsft.engine.cpu.ops import Ops
 from localsft.engine.cpu.reference import ReferenceOps
 from localsft.errors import Refused
 from localsft.plan import SMALLEST_PACK, count_work, fit_memory, measure_speed
+from tests.engine.cpu.cases import Golden, alone, load_golden
 
 
 @pytest.fixture(scope="module")

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "weights"))
-sys.path.insert(0, str(Path(__file__).parent / "engine" / "mlx"))
 pytest.importorskip("gguf", reason="the gguf package writes the models of these tests")
-from model_maker import LLAMA, D, llama_weights, write_folder, write_gguf
-
 from localsft.errors import UsageError
 from localsft.quantized import quantized_copy
 from localsft.weights.load import load_base
 from localsft.weights.quant import as_f32, f32_to_bf16
 from localsft.weights.tensor import AffineQuantized, Dense
+from tests.weights.model_maker import LLAMA, D, llama_weights, write_folder, write_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -90,12 +86,11 @@ def test_what_is_quantized_already_is_refused(folder: Path, tmp_path: Path) -> N
 
 def test_both_engines_train_on_it(folder: Path) -> None:
     mx = pytest.importorskip("mlx.core", reason="one of the engines")
-    from mlx_cases import OPTIM, random_tree, relative
-
     from localsft.config import LoraConfig
     from localsft.engine.cpu.engine import CpuEngine
     from localsft.engine.cpu.ops import Ops
     from localsft.engine.mlx.engine import MlxEngine
+    from tests.engine.mlx.mlx_cases import OPTIM, random_tree, relative
 
     base, tree = load_base(quantized_copy(folder, 4)), random_tree(70, [-1, 0, 0], [9, 4, 6])
     cpu = CpuEngine(base, LoraConfig(rank=2), OPTIM, Ops("baseline", 1))
@@ -109,12 +104,11 @@ def test_both_engines_train_on_it(folder: Path) -> None:
 def test_families_that_mlx_lm_takes_apart(family: str, tmp_path: Path) -> None:
     mx = pytest.importorskip("mlx.core", reason="these families are quantized by mlx-lm")
     mx.disable_compile()
-    from families import config_of
-    from mlx_cases import OPTIM, random_tree
-    from test_families import write_model
-
     from localsft.config import LoraConfig
     from localsft.engine.mlx.engine import MlxEngine
+    from tests.engine.mlx.families import config_of
+    from tests.engine.mlx.mlx_cases import OPTIM, random_tree
+    from tests.engine.mlx.test_families import write_model
 
     config = config_of(family) | {"hidden_size": 64, "intermediate_size": 64}
     copy = quantized_copy(write_model(tmp_path / "m", config), 8)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "engine" / "cpu"))
-from cases import Golden, load_golden
 
 from localsft.batch import Example, LossSum
 from localsft.checkpoint import BaseRef, load_adapter, newest_checkpoint
@@ -24,6 +20,7 @@ from localsft.errors import InputError, LocalsftError
 from localsft.runs import Run, create
 from localsft.schedule import learning_rate
 from localsft.train import Checkpointed, Finished, Step, Trainer, Validated
+from tests.engine.cpu.cases import Golden, load_golden
 
 SETTINGS = {"lora.rank": 4, "batch_size": 2, "optim.learning_rate": 0.02, "optim.warmup": 0}
 

@@ -37,7 +37,10 @@ def finished(messages: tuple[Message, ...], row: Mapping[str, Any], file: str, l
         InputError: no assistant turn, or malformed tools or tags.
     """
     where = f"{file}:{line}"
-    if not any(message.role in ("assistant", TEXT_ROLE) for message in messages):
+    for message in reversed(messages):
+        if message.role in ("assistant", TEXT_ROLE):
+            break
+    else:
         raise InputError(f"{where}: no assistant turn, so nothing to learn; add the answer or remove the row")
     return Conversation(messages, objects(row, "tools", where), tags(row, where), file, line)
 

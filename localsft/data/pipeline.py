@@ -6,6 +6,7 @@ back in the order of the file, whatever the number of workers.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -159,6 +160,7 @@ def _start_worker(task: Callable[[list[Row], R], T], recipe: R) -> None:
     global _task, _recipe
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is enough
     _task, _recipe = task, recipe
+    gc.freeze()  # what is here stays: collections look at what rows make only
 
 
 def _work(rows: list[Row]) -> Any:

@@ -142,7 +142,7 @@ class _Marker:
     ) -> None:
         self.messages = messages
         self.source = conversation.source
-        self.tools = guard(conversation.tools, tokenizer, self.source)
+        self.tools = guard(conversation.tools, tokenizer, self.source) if conversation.tools else ()
         self.tokenizer = tokenizer
         self.template = template
         self.outside = outside
@@ -204,8 +204,9 @@ class _Marker:
         found = last.find(content, start, stop)
         end = self._end(last, start, stop, found + len(content) if found >= 0 else start)
         answer = last[start : stop if end is None else end]
-        if any(call["function"]["name"] not in answer for call in self.messages[turn.index].get("tool_calls", ())):
-            raise self._error("the chat template does not write tool calls")
+        for call in self.messages[turn.index].get("tool_calls", ()):
+            if call["function"]["name"] not in answer:
+                raise self._error("the chat template does not write tool calls")
         return _Written(turn, context, answer, last, last.startswith(prompt), end is not None)
 
     def _align(self, turn: Turn, prompt: str, last: str) -> tuple[str, int, int]:
@@ -280,9 +281,13 @@ class _Marker:
 
     def _left_out(self, whole: str, written: Sequence[_Written]) -> list[str]:
         """A note if the template left out or changed the text of a message."""
-        told = [(message["content"], whole) for message in self.messages if message["role"] in ("system", "developer", "user")]
-        answers = [(self.messages[one.turn.index]["content"] or "", one.answer) for one in written]
-        return [CHANGED] if any(content.strip() not in text for content, text in (*told, *answers)) else []
+        for message in self.messages:
+            if message["role"] in ("system", "developer", "user") and message["content"].strip() not in whole:
+                return [CHANGED]
+        for one in written:
+            if (self.messages[one.turn.index]["content"] or "").strip() not in one.answer:
+                return [CHANGED]
+        return []
 
     def _alone(self, one: _Written, notes: list[str]) -> TextExample:
         spans = [Span(one.context, self.outside), Span(one.answer, one.turn.weight, ends_turn=True)]

@@ -82,7 +82,7 @@ class ChatTemplate:
             text: str = self._environment.render_template(
                 "chat",
                 messages=[dict(row) if _FLAT.issuperset(row) else _copy(row) for row in self._fitted(messages)],
-                tools=_copy(tools) or None,
+                tools=_copy(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self.bos,
                 eos_token=self.eos,

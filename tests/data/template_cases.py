@@ -10,12 +10,12 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 import numpy as np
-from tiny_vocab import tiny_metadata
 
 from localsft.data.conversation import Conversation, Message
 from localsft.data.render import Rendered
 from localsft.data.template import CLOSE, OPEN
 from localsft.tokenizer import Tokenizer, load_tokenizer
+from tests.tiny_vocab import tiny_metadata
 
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome", "days": 2}}}
 PROPERTIES = {"city": {"type": "string", "description": "City"}, "days": {"type": "integer", "description": "Days"}}

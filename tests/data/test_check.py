@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_vocab import CHATML, tiny_tokenizer
 
 from localsft.data.check import coverage
 from localsft.data.check.private import is_card, is_iban
@@ -21,6 +20,7 @@ from localsft.data.languages import language_of
 from localsft.data.template import ChatTemplate
 from localsft.errors import InputError
 from tests.cli.conftest import ROOT
+from tests.tiny_vocab import CHATML, tiny_tokenizer
 
 THINGS = ("apples", "pears", "bridges", "violins", "rockets", "turtles", "windows", "candles", "ladders", "engines", "pillows", "hammers")
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_vocab import tiny_tokenizer
 
 from localsft.data.load import Dataset, load_dataset
 from localsft.data.render import TOO_LONG, chat_template
 from localsft.errors import InputError
+from tests.tiny_vocab import tiny_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "billing-support"
 

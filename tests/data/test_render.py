@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_vocab import CHATML, tiny_tokenizer
 
 from localsft.data.conversation import Conversation, Message
 from localsft.data.render import NO_TARGET, TOO_LONG, TRUNCATED, Rendered, chat_template, render, render_prompt
@@ -12,6 +11,7 @@ from localsft.data.supervision import ADDED_END, CHANGED, OTHER_PROMPT, SPLIT
 from localsft.data.template import ChatTemplate
 from localsft.errors import InputError
 from localsft.tokenizer import Tokenizer
+from tests.tiny_vocab import CHATML, tiny_tokenizer
 
 TWO_TURNS = (
     Message("system", "Be brief."),

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vocab import CHATML, tiny_tokenizer
 
 from localsft.data import load as load_module
 from localsft.data.formats import open_data
@@ -23,6 +22,7 @@ from localsft.data.render import Tokens, chat_template
 from localsft.data.rows import read_rows
 from localsft.data.store import Columns, ExampleStore, StoreWriter, prune
 from localsft.errors import InputError
+from tests.tiny_vocab import CHATML, tiny_tokenizer
 
 
 def make(ids: list[int], weights: list[float]) -> Tokens:

@@ -7,10 +7,10 @@ from datetime import datetime
 
 import jinja2.sandbox
 import pytest
-from tiny_vocab import CHATML
 
 from localsft.data.template import ChatTemplate
 from localsft.errors import InputError
+from tests.tiny_vocab import CHATML
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

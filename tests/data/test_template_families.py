@@ -14,11 +14,11 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from template_cases import CONVERSATIONS, RENDERED, TOOL, jinja2_template, supervised, tokenizer_of
 
 from localsft.data.render import render
 from localsft.data.template import ChatTemplate
 from localsft.errors import InputError
+from tests.data.template_cases import CONVERSATIONS, RENDERED, TOOL, jinja2_template, supervised, tokenizer_of
 
 pytestmark = pytest.mark.slow
 TABLE = Path(__file__).parent / "template_families.json"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny_vocab import CHATML, tiny_tokenizer
 
 from localsft.data.render import chat_template
 from localsft.data.template import ChatTemplate
 from localsft.data.vetting import vet
 from localsft.errors import InputError
+from tests.tiny_vocab import CHATML, tiny_tokenizer
 
 
 @pytest.mark.parametrize(

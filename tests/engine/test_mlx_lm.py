@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "cpu"))
-from cases import LORAS, OPTIM, Golden, alone, load_golden, relative
 
 from localsft.batch import Example
 from localsft.checkpoint import BaseRef, load_adapter, save_adapter
@@ -22,6 +18,7 @@ from localsft.engine.cpu.reference import ReferenceOps
 from localsft.weights.load import BaseModel, load_base
 from localsft.weights.safetensors import write_safetensors
 from localsft.weights.tensor import AffineQuantized, Dense
+from tests.engine.cpu.cases import LORAS, OPTIM, Golden, alone, load_golden, relative
 
 pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: pip install 'localsft[mlx]'")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import gguf_base, loaded, trained
 
 from localsft.checkpoint import ADAPTER_FILE
 from localsft.export.gguf import GGUF_FILE
 from localsft.weights.gguf import open_gguf
+from tests.export.tiny import gguf_base, loaded, trained
 
 ROOT = Path(__file__).parents[2]
 Localsft = Callable[..., subprocess.CompletedProcess[str]]

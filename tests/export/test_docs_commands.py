@@ -16,10 +16,10 @@ from typing import Any
 
 import click
 import pytest
-from tiny import gguf_base, hf_base, loaded, source_of, trained
 
 from localsft.cli.main import cli
 from localsft.export.hf_files import write_gguf_tokenizer
+from tests.export.tiny import gguf_base, hf_base, loaded, source_of, trained
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "export"

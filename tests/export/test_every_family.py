@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import V, loaded
+
+from tests.export.tiny import V, loaded
 
 pytest.importorskip("mlx_lm", reason="the mlx engine, which runs these families, needs mlx-lm")
-sys.path.append(str(Path(__file__).parents[1] / "engine" / "mlx"))
-
-from families import ALONE, PACKED, SINGLE, config_of
-from test_export_table import table
-from test_families import write_model
 
 from localsft.checkpoint import BaseRef, save_adapter
 from localsft.config import LoraConfig, OptimConfig
@@ -27,6 +22,9 @@ from localsft.export.source import Source, open_source
 from localsft.export.verify import check_adapter
 from localsft.export.write import WRITERS
 from localsft.weights.load import load_base
+from tests.engine.mlx.families import ALONE, PACKED, SINGLE, config_of
+from tests.engine.mlx.test_families import write_model
+from tests.export.test_export_table import table
 
 # Run every time: permuted or not, fused, experts, norms of queries and keys, and one that only mlx can express.
 OFTEN = ("mixtral", "gemma3_text", "phi3", "smollm3", "granite", "deepseek_v3")

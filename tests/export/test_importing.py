@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny import gguf_base, loaded, source_of
 
 from localsft.checkpoint import load_adapter
 from localsft.config import LoraConfig, TrainConfig
@@ -22,6 +21,7 @@ from localsft.export.peft import PEFT_CONFIG, PEFT_FILE
 from localsft.export.source import Source
 from localsft.export.write import ADAPTER_TARGETS, export_adapter
 from localsft.session import load_initial
+from tests.export.tiny import gguf_base, loaded, source_of
 
 LORAS = {
     "lora": LoraConfig(rank=4, alpha=10.0),

@@ -10,7 +10,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny import gguf_base, hf_base, source_of
 
 from localsft.errors import Refused, UsageError
 from localsft.export import survival
@@ -23,6 +22,7 @@ from localsft.export.survival import check_loss, check_survival, survival_of
 from localsft.weights.load import load_base
 from localsft.weights.quant import as_f32
 from localsft.weights.tensor import AffineQuantized
+from tests.export.tiny import gguf_base, hf_base, source_of
 
 
 def scaled(source: Source, factor: float) -> Source:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tiny import gguf_base, source_of
-from tiny_vocab import CHATML
 
 from localsft.data.template import ChatTemplate
 from localsft.errors import Finding, UsageError
@@ -17,6 +15,8 @@ from localsft.export.go_evaluate import evaluate_go
 from localsft.export.go_template import conversations, differing, find_turns, go_template
 from localsft.export.merge import export_merged
 from localsft.export.ollama import check_modelfile, read_modelfile, write_modelfile
+from tests.export.tiny import gguf_base, source_of
+from tests.tiny_vocab import CHATML
 
 SMOLLM = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI "

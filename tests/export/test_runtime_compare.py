@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import gguf_base, source_of
 
 from localsft.engine.base import Engine
 from localsft.export.runtime_compare import (
@@ -26,6 +25,7 @@ from localsft.export.runtime_compare import (
 from localsft.export.runtimes import runtime_prompts
 from localsft.export.source import Source
 from localsft.export.verify import open_source_engine
+from tests.export.tiny import gguf_base, source_of
 
 
 def test_half_of_the_effect_is_seen_through_noise() -> None:

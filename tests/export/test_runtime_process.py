@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import gguf_base, source_of
 
 from localsft.errors import LocalsftError
 from localsft.export import runtime_process, runtimes
 from localsft.export.runtime_process import TimeBound, TimedOut, run_program, size_of
 from localsft.export.runtimes import Runtime, adapter_runtime_checks
 from localsft.export.write import export_adapter
+from tests.export.tiny import gguf_base, source_of
 
 # A program that starts another, as a runtime starts a server, writes both process ids and hangs.
 HANGS = (

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import gguf_base, hf_base, source_of, trained
 
 from localsft.config import LoraConfig, OptimConfig
 from localsft.engine import open_engine
@@ -26,6 +25,7 @@ from localsft.export.runtimes import (
 from localsft.export.source import Source, open_source
 from localsft.export.write import export_adapter
 from localsft.session import load_model
+from tests.export.tiny import gguf_base, hf_base, source_of, trained
 
 RSLORA = LoraConfig(rank=4, alpha=6.0, layers=1, variant="rslora")
 

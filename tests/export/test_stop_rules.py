@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import gguf_base, hf_base, loaded, source_of
-from tiny_vocab import tiny_metadata
 
 from localsft.errors import Finding
 from localsft.export.hf_files import write_gguf_tokenizer
@@ -18,6 +16,8 @@ from localsft.export.source import Source
 from localsft.export.stop_rules import StopRule, llama_cpp_stop_ids, mlx_lm_stop_ids, rules_of, transformers_stop_ids
 from localsft.export.verify import answer_ends, check_prompts
 from localsft.export.write import export_adapter
+from tests.export.tiny import gguf_base, hf_base, loaded, source_of
+from tests.tiny_vocab import tiny_metadata
 
 TOKENS = tiny_metadata()["tokenizer.ggml.tokens"]  # <|endoftext|> 0, <|im_end|> 2, </s> 4
 

@@ -13,7 +13,6 @@ import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny import E, H, K, gguf_base, hf_base, loaded, source_of, trained
 
 from localsft.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE
 from localsft.config import LoraConfig
@@ -26,6 +25,7 @@ from localsft.export.peft import PEFT_CONFIG, PEFT_FILE
 from localsft.export.source import Source, open_source
 from localsft.export.stop_rules import rules_of
 from localsft.export.write import ADAPTER_TARGETS, export_adapter
+from tests.export.tiny import E, H, K, gguf_base, hf_base, loaded, source_of, trained
 
 needs_mlx = pytest.mark.skipif(find_spec("mlx_lm") is None, reason="the mlx engine, which runs this family, needs mlx-lm")
 FAMILIES = ["llama", "mistral", pytest.param("qwen2", marks=needs_mlx), pytest.param("qwen3", marks=needs_mlx)]

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_ollama import TEMPLATES
-from tiny import gguf_base, hf_base, source_of
 
 from localsft.data.template import ChatTemplate
 from localsft.errors import Finding
@@ -19,6 +17,8 @@ from localsft.export.merge import export_merged
 from localsft.export.source import Source
 from localsft.export.template_rule import check_template
 from localsft.export.write import export_adapter
+from tests.export.test_ollama import TEMPLATES
+from tests.export.tiny import gguf_base, hf_base, source_of
 
 GENERATION = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token }}{% endfor %}"

@@ -9,7 +9,6 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from tiny_vocab import tiny_metadata, tiny_tokenizer
 
 from localsft.checkpoint import BaseRef, save_adapter
 from localsft.config import LoraConfig
@@ -22,6 +21,7 @@ from localsft.weights.config import ModelConfig
 from localsft.weights.load import BaseModel, load_base
 from localsft.weights.names import gguf_name, gguf_row_order, llama_shapes
 from localsft.weights.safetensors import write_safetensors
+from tests.tiny_vocab import tiny_metadata, tiny_tokenizer
 
 D, F, L, H, K, E = 64, 96, 2, 4, 2, 16
 METADATA = tiny_metadata()

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numerics import to_act
 
 from localsft import _core
+from tests.kernels.numerics import to_act
 
 
 @dataclass(frozen=True)

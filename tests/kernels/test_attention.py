@@ -7,10 +7,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from attention_reference import Case, backward, forward, scores_of, visible
-from numerics import F32_EPS, act_eps, central_difference, empty_act, from_act, to_act
 
 from localsft import _core
+from tests.kernels.attention_reference import Case, backward, forward, scores_of, visible
+from tests.kernels.numerics import F32_EPS, act_eps, central_difference, empty_act, from_act, to_act
 
 CHAIN = ((5, 9, 3, 70), (-1, 0, 1, 2))  # three deep
 BRANCHES = ((57, 7, 20, 1, 33, 64, 65, 2, 11), (-1, *[0] * 8))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numerics import F32_EPS, act_eps, central_difference, empty_act, from_act, to_act
 
 from localsft import _core
+from tests.kernels.numerics import F32_EPS, act_eps, central_difference, empty_act, from_act, to_act
 
 SIZES = [(1, 1), (1, 8), (3, 17), (5, 64), (2, 100), (33, 576), (130, 255)]
 

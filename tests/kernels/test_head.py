@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matrices import make, multiplied
-from numerics import BF16_EPS, F32_EPS, central_difference, from_act, to_act
-from test_linear import check, sum_eps
 
 from localsft import _core
+from tests.kernels.matrices import make, multiplied
+from tests.kernels.numerics import BF16_EPS, F32_EPS, central_difference, from_act, to_act
+from tests.kernels.test_linear import check, sum_eps
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

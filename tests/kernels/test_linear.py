@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matrices import Case, make, multiplied
-from numerics import BF16_EPS, F32_EPS, act_eps, central_difference, empty_act, from_act, to_act
 
 from localsft import _core
+from tests.kernels.matrices import Case, make, multiplied
+from tests.kernels.numerics import BF16_EPS, F32_EPS, act_eps, central_difference, empty_act, from_act, to_act
 
 AFFINE = [f"{bits}x{group}" for bits in range(2, 9) for group in (32, 64, 128)]
 FORMS = ["f32", "f16", "bf16", *AFFINE, "4x16", "4x32:f32", "4x64:bf16", "5x32:bf16"]

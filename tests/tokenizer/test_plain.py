@@ -9,12 +9,12 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_vocab import tiny_tokenizer
 from tokenizers import pre_tokenizers
 
 from localsft._core import split_at_spaces
 from localsft.tokenizer import load_tokenizer
 from localsft.tokenizer.pretokenizers import find_pretokenizer
+from tests.tiny_vocab import tiny_tokenizer
 
 NAMES = (
     "gpt-2", "smollm", "llama-bpe", "minicpm5", "qwen2", "qwen35", "tekken", "gpt-4o", "deepseek-v3", "falcon", "default",
@@ -74,7 +74,7 @@ def test_pieces_and_whole_texts_get_the_same_ids() -> None:
     ],
 )
 def test_only_known_pre_tokenizers_are_cut(tmp_path: Path, changes: dict, cuts: bool) -> None:
-    from test_tokenizer import tokenizer_json
+    from tests.tokenizer.test_tokenizer import tokenizer_json
 
     folder = tokenizer_json(tmp_path / "model", **changes)
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]

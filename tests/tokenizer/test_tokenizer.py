@@ -11,10 +11,10 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vocab import CONTROL, byte_tokens, tiny_metadata, tiny_tokenizer
 
 from localsft.errors import InputError
 from localsft.tokenizer import Tokenizer, load_tokenizer
+from tests.tiny_vocab import CONTROL, byte_tokens, tiny_metadata, tiny_tokenizer
 
 
 def spans(tokenizer: Tokenizer, documents: list[list[str]], guard: str | None = None) -> list[list[list[int]]]:

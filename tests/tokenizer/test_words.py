@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_vocab import tiny_tokenizer
 
 from localsft import _core
 from localsft.tokenizer import ControlToken, Tokenizer, Vocabulary
 from localsft.tokenizer.plain import BpeEncoder
 from localsft.tokenizer.words import WordSpans
+from tests.tiny_vocab import tiny_tokenizer
 
 GUARD = "\ufdd0"
 CONTROL = (

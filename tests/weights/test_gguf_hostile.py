@@ -6,9 +6,12 @@ import os
 import tracemalloc
 from pathlib import Path
 
-import gguf_maker as make
 import pytest
-from gguf_maker import (
+
+from localsft.errors import InputError
+from localsft.weights.gguf import open_gguf
+from tests.weights import gguf_maker as make
+from tests.weights.gguf_maker import (
     ARRAY,
     BOOL,
     F32,
@@ -27,9 +30,6 @@ from gguf_maker import (
     tensor,
     u32,
 )
-
-from localsft.errors import InputError
-from localsft.weights.gguf import open_gguf
 
 _ALIGNMENT = "general.alignment"
 _ROW = tensor("a", [8])

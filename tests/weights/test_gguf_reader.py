@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("gguf", reason="the gguf package writes the files that are read here")
 import gguf
-from model_maker import LLAMA, llama_weights, write_gguf
 
 from localsft.errors import InputError
 from localsft.weights.config import rope_frequencies
 from localsft.weights.gguf import open_gguf
 from localsft.weights.load import load_base
 from localsft.weights.tensor import AffineQuantized, Dense
+from tests.weights.model_maker import LLAMA, llama_weights, write_gguf
 
 
 def test_every_kind_of_value_comes_back(tmp_path: Path) -> None:

@@ -13,13 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("gguf", reason="the gguf package writes the GGUF files that are read here")
-from model_maker import LLAMA, D, E, H, L, V, edit_config, llama_weights, write_folder, write_gguf
-
 from localsft.errors import InputError
 from localsft.weights.load import BaseModel, load_base
 from localsft.weights.quant import as_f32, f32_to_bf16
 from localsft.weights.safetensors import write_safetensors
 from localsft.weights.tensor import Dense
+from tests.weights.model_maker import LLAMA, D, E, H, L, V, edit_config, llama_weights, write_folder, write_gguf
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

@@ -11,12 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("gguf", reason="model_maker writes GGUF files too")
-from model_maker import LLAMA, V, edit_config, llama_weights, write_folder
-
 from localsft.errors import InputError
 from localsft.weights.load import load_base
 from localsft.weights.quant import as_f32, quantize_affine
 from localsft.weights.tensor import AffineQuantized, Dense
+from tests.weights.model_maker import LLAMA, V, edit_config, llama_weights, write_folder
 
 
 def _mlx_tensors(weights: Mapping[str, NDArray[np.float32]], settings: Mapping[str, tuple[int, int] | None]) -> dict[str, Any]:

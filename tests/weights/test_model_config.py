@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_maker import LLAMA
 
 from localsft.errors import InputError
 from localsft.weights.config import ModelConfig, config_from_hf, rope_frequencies
+from tests.weights.model_maker import LLAMA
 
 WHERE = Path("folder/config.json")
 LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Golden, alone, load_golden
 
 from localsft.batch import Example
 from localsft.engine.base import Sampling
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops, available_isas
 from localsft.engine.sampling import Sampler
+from tests.engine.cpu.cases import Golden, alone, load_golden
 
 
 @pytest.fixture(scope="module", params=["tiny_tied", "tiny_untied"])

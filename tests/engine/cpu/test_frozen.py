@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Golden, alone, load_golden
 
 from localsft.batch import LossSum
 from localsft.data.pack import pack_step
@@ -16,6 +15,7 @@ from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.frozen import path_keys
 from localsft.engine.cpu.ops import Ops, available_isas
 from localsft.engine.cpu.reference import ReferenceOps
+from tests.engine.cpu.cases import Golden, alone, load_golden
 
 
 @pytest.fixture(scope="module")

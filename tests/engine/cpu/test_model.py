@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import LORAS, OPTIM, Golden, alone, load_golden, relative
-from reference_ops import LeakingOps, UnweightedOps
 
 from localsft.batch import Example, LossSum, PackedBatch
 from localsft.config import LoraConfig
@@ -17,6 +15,8 @@ from localsft.data.pack import pack_step
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops, available_isas
 from localsft.engine.cpu.reference import ReferenceOps
+from tests.engine.cpu.cases import LORAS, OPTIM, Golden, alone, load_golden, relative
+from tests.engine.cpu.reference_ops import LeakingOps, UnweightedOps
 
 
 @pytest.fixture(params=["tiny_tied", "tiny_untied"])

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import GOLDENS, OPTIM, alone, relative
 
 from localsft.batch import Example, LossSum
 from localsft.config import LoraConfig
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops, available_isas
 from localsft.weights.load import BaseModel, load_base
+from tests.engine.cpu.cases import GOLDENS, OPTIM, alone, relative
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Relative, by the precision of the activations: loss, gradients (norms and entries), the losses of ten steps. Gradients pass 30 layers

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "weights"))  # model_maker
 
 if find_spec("mlx") is None or find_spec("mlx_lm") is None:
     collect_ignore_glob = ["test_*.py"]  # an extra on Linux; the tests of this folder are about nothing else

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 pytest.importorskip("gguf", reason="the gguf package writes the GGUF files that are read here")
-from families import config_of
-from mlx_cases import OPTIM, load_golden, packed, relative
 from mlx_lm.utils import load_model as load_folder
-from model_maker import LLAMA, E, V, llama_weights, write_folder, write_gguf
-from test_families import write_model
 
 from localsft.config import LoraConfig
 from localsft.engine.mlx.engine import MlxEngine
 from localsft.errors import InputError
 from localsft.weights.load import load_base
 from localsft.weights.quant import as_f32
+from tests.engine.mlx.families import config_of
+from tests.engine.mlx.mlx_cases import OPTIM, load_golden, packed, relative
+from tests.engine.mlx.test_families import write_model
+from tests.weights.model_maker import LLAMA, E, V, llama_weights, write_folder, write_gguf
 
 LORA = LoraConfig(rank=2)
 IDS = np.random.default_rng(3).integers(0, V, 24).astype(np.int32)

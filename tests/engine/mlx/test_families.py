@@ -9,9 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import ALONE, PACKED, SINGLE, VOCABULARY, config_of
 from mlx.utils import tree_flatten
-from mlx_cases import OPTIM, accumulate, expanded, packed, random_tree, relative
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import _get_classes
 from mlx_lm.utils import load_model as load_folder
@@ -21,6 +19,8 @@ from localsft.config import LoraConfig
 from localsft.engine.mlx.engine import MlxEngine
 from localsft.engine.mlx.forward import Packing
 from localsft.weights.load import load_base
+from tests.engine.mlx.families import ALONE, PACKED, SINGLE, VOCABULARY, config_of
+from tests.engine.mlx.mlx_cases import OPTIM, accumulate, expanded, packed, random_tree, relative
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 # Longer than the windows of 7, two prompts with answers, one of them two deep.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mlx_cases import packed, random_tree
 
 from localsft.batch import PackedBatch
 from localsft.engine.mlx.layout import Layout, round_up, shared_layout, single_layout, unshared_layout
+from tests.engine.mlx.mlx_cases import packed, random_tree
 
 TREES = {
     "flat": ([-1] * 9, [3, 17, 40, 2, 9, 9, 1, 64, 5]),

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from families import config_of
-from mlx_cases import OPTIM, random_tree
-from test_families import write_model
 
 from localsft.config import LoraConfig
 from localsft.engine.base import BatchSize
 from localsft.engine.mlx.engine import MlxEngine
 from localsft.weights.load import load_base
+from tests.engine.mlx.families import config_of
+from tests.engine.mlx.mlx_cases import OPTIM, random_tree
+from tests.engine.mlx.test_families import write_model
 
 SHAPES = {"narrow": (64, 160, 6, 4, 2, 500), "wide": (128, 320, 4, 8, 2, 2000)}
 

@@ -9,7 +9,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_cases import LORAS, OPTIM, Golden, accumulate, expanded, load_golden, packed, random_tree, relative
 
 from localsft.batch import LossSum, PackedBatch
 from localsft.config import LoraConfig
@@ -19,6 +18,7 @@ from localsft.engine.mlx.engine import MlxEngine
 from localsft.engine.mlx.forward import Packing, to_arrays
 from localsft.engine.mlx.packed_cache import Attending
 from localsft.errors import InputError, UsageError
+from tests.engine.mlx.mlx_cases import LORAS, OPTIM, Golden, accumulate, expanded, load_golden, packed, random_tree, relative
 
 # float32 sums over at most a few hundred terms, through 3 layers; gradients are relative to the largest entry.
 LOSS, GRADIENT = 2**-23 * 64, 2**-23 * 256

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlx_cases import LORAS, OPTIM, Golden, accumulate, load_golden, packed, random_tree, relative
 
 from localsft.checkpoint import BaseRef, load_checkpoint, save_checkpoint
 from localsft.config import LoraConfig, OptimConfig
@@ -15,6 +14,7 @@ from localsft.engine.base import Engine
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops
 from localsft.engine.mlx.engine import MlxEngine
+from tests.engine.mlx.mlx_cases import LORAS, OPTIM, Golden, accumulate, load_golden, packed, random_tree, relative
 
 LORA = LORAS["all"]
 TREE = random_tree(211, [-1, 0, 0, 2, -1, 4, 2], [13, 4, 6, 5, 9, 3, 8])
