@@ -139,9 +139,10 @@ class Outcome:
     gradient: Any
 
     def differs(self, other: Outcome) -> float:
-        """The larger of the relative differences of loss and gradient; nan, which no limit admits, where either is."""
-        gradient = np.linalg.norm(self.gradient - other.gradient) / np.linalg.norm(other.gradient)
-        return float(np.maximum(abs(self.loss / other.loss - 1), gradient))
+        """The larger of the relative differences of loss and gradient; where the other is 0, inf or nan, which no limit admits."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gradient = np.linalg.norm(self.gradient - other.gradient) / np.linalg.norm(other.gradient)
+            return float(np.maximum(np.abs(np.float64(self.loss) / other.loss - 1), gradient))
 
 
 def outcome(engine: Any, batches: Sequence[PackedBatch]) -> Outcome:
