@@ -68,11 +68,15 @@ def test_ctrl_c_ends_it_too(tmp_path: Path) -> None:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_program("thing", command(tmp_path / "pids"), TimeBound(0, 0.0))
-    thread.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it from the start
+    try:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_program("thing", command(tmp_path / "pids"), TimeBound(0, 0.0))
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert gone(tmp_path / "pids")
 
 
