@@ -26,6 +26,7 @@ from localsft.engine import open_engine
 from localsft.engine.base import Engine
 from localsft.errors import LocalsftError
 from localsft.export.merged import DENSE, write_merged
+from localsft.export.ollama_proof import ollama_checks
 from localsft.export.proof import Check
 from localsft.export.runtime_compare import (
     TOKENS,
@@ -259,8 +260,9 @@ def merged_runtime_checks(target: str, source: Source, kind: str) -> Callable[[P
     def checks(folder: Path) -> list[Check]:
         path = folder if target == "merged" else folder / "model.gguf"
         runtimes = installed(target, kind)
-        if not runtimes:
-            return [Check("runtime", None, ABSENT[target]())]
+        absent = [] if runtimes else [Check("runtime", None, ABSENT[target]())]
+        if absent and target != "ollama":
+            return absent
         try:
             engine = open_merged(path, source)
         except LocalsftError as error:
@@ -268,7 +270,25 @@ def merged_runtime_checks(target: str, source: Source, kind: str) -> Callable[[P
         prompts = runtime_prompts(source)
         subject = Subject(path, "", engine, source.model)
         own = answers(engine, prompts)
-        return [check for runtime in runtimes for check in check_runtime(runtime, subject, prompts, own, None)]
+        found = [check for runtime in runtimes for check in check_runtime(runtime, subject, prompts, own, None)]
+        if target == "ollama":
+            found += ollama_checks(folder, path, source.model, engine, prompts, own)
+        return [*absent, *found]
+
+    return checks
+
+
+def ollama_adapter_checks(source: Source) -> Callable[[Path], list[Check]]:
+    """What Ollama says about its adapter form, which no other program loads as it stands."""
+
+    def checks(folder: Path) -> list[Check]:
+        try:
+            engine = open_source_engine(source)
+        except LocalsftError as error:
+            return [Check("runtime", None, f"no engine here runs this base to compare Ollama with: {error}")]
+        engine.load_adapter(source.adapter.tensors)
+        prompts = runtime_prompts(source)
+        return ollama_checks(folder, source.model.base.path, source.model, engine, prompts, answers(engine, prompts))
 
     return checks
 
@@ -279,8 +299,8 @@ def open_merged(path: Path, source: Source) -> Engine:
     return open_engine(name, load_base(path), LoraConfig(rank=1, layers=1), OptimConfig())
 
 
-def runtime_checks_of(target: str, source: Source, kind: str = "") -> Callable[[Path], list[Check]] | None:
-    """The runtime's checks for any target; None for Ollama's adapter form, which only Ollama loads as it stands."""
+def runtime_checks_of(target: str, source: Source, kind: str = "") -> Callable[[Path], list[Check]]:
+    """The runtime's checks for any target."""
     if target in ("mlx", "peft", "gguf-lora"):
         return adapter_runtime_checks(target, source)
-    return None if kind == "adapter" else merged_runtime_checks(target, source, kind)
+    return ollama_adapter_checks(source) if kind == "adapter" else merged_runtime_checks(target, source, kind)
