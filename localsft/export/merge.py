@@ -54,7 +54,7 @@ def export_merged(
     """
     kind = kind or DEFAULT_TYPES[target]
     if target == "ollama" and kind == ADAPTER:
-        return _export_ollama_adapter(source, out, system, hub_layout)
+        return _export_ollama_adapter(source, out, system, hub_layout, runtime_checks)
     with atomic_folder(out) as folder:
         if target == "merged":
             merged.write_merged(folder, source.model, source.updates, kind, source.provenance.texts(), tokenizer_from)
@@ -124,7 +124,9 @@ def _measure(target: MergeTarget) -> Callable[[BaseModel, Mapping[str, Update], 
     return merged.measure if target == "merged" else merged_gguf.measure
 
 
-def _export_ollama_adapter(source: Source, out: Path, system: str, hub_layout: bool) -> Proof:
+def _export_ollama_adapter(
+    source: Source, out: Path, system: str, hub_layout: bool, runtime_checks: Callable[[Path], list[Check]] | None
+) -> Proof:
     """FROM the base's own file and ADAPTER: the adapter on exactly the weights that it was trained on."""
     if not source.model.base.metadata:
         raise UsageError("--to ollama --type adapter: the base is a folder, and Ollama wants a GGUF; use --to merged and convert that")
@@ -133,6 +135,8 @@ def _export_ollama_adapter(source: Source, out: Path, system: str, hub_layout: b
         os.symlink(source.model.base.path.resolve(), folder / "base.gguf")
         write_modelfile(folder, source.model, "./base.gguf", f"./{GGUF_FILE}", system)
         checks = [*check_adapter(folder, "gguf-lora", source), *check_modelfile(folder, source.model)]
+        if runtime_checks and all(check.ok is not False for check in checks):
+            checks += runtime_checks(folder)
         proof = Proof("ollama", source.provenance, checks)
         finish(folder, proof, source, hub_layout, {"type": ADAPTER})
     return proof

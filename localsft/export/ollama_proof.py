@@ -23,7 +23,7 @@ from localsft.engine.base import Engine
 from localsft.errors import LocalsftError
 from localsft.export.ollama import MODELFILE, bos_text, read_modelfile
 from localsft.export.proof import Check
-from localsft.export.runtime_compare import TOKENS, Answers, compare_texts
+from localsft.export.runtime_compare import TOKENS, Answers, compare_texts, last_logits
 from localsft.export.runtime_process import TimeBound, TimedOut, run_program, size_of
 from localsft.export.source import GENERAL_PROMPTS
 from localsft.export.stop_rules import llama_cpp_stop_ids
@@ -69,6 +69,8 @@ def ollama_checks(
             return [Check(OLLAMA, False, str(error))]
         document = orjson.loads((Path(temporary) / "result.json").read_bytes())
     name = f"{OLLAMA} {document['version']}"
+    if document["answers"] is None:
+        return [Check(name, None, "it tells no probabilities of tokens, so its answers can't be compared; a newer one does")]
     stops = llama_cpp_stop_ids(load_base(model).metadata) | answer_ends(loaded)
     return [
         _counts(name, [len(prompt) for prompt in prompts], document["answers"]),
@@ -132,16 +134,16 @@ def _texts(
     stops: frozenset[int],
     tokenizer: Tokenizer,
 ) -> Check:
-    """Greedy texts. Ollama keeps back the token that ended one: it is taken to be ours where ours ends there too."""
+    """Greedy texts. Ollama keeps back the token that ended one: it is taken to be the likeliest of ``stops``."""
     found = _log_probabilities(own.logits)
     theirs = []
-    for row, answer, mine in zip(found, answers, own.texts, strict=True):
+    for row, answer, mine, prompt in zip(found, answers, own.texts, prompts, strict=True):
         for token, value in _known(answer["top"], tokenizer):
             row[token] = value
         ids = _ids(answer["tokens"], mine, tokenizer)
         if answer["ended"] and len(ids) < TOKENS:
-            next_one = mine[len(ids)] if len(ids) < len(mine) else -1
-            ids.append(next_one if next_one in stops else min(stops))
+            logits = last_logits(engine, [[*prompt, *ids]])[0]
+            ids.append(max(stops, key=lambda token: float(logits[token])))
         theirs.append(ids[:TOKENS])
     return compare_texts(name, engine, prompts, own, theirs, found.astype(np.float32), stops, tokenizer)
 

@@ -4,7 +4,7 @@ Stands by itself. A server of its own, with an empty library in a temporary fold
 user's own server and library are not touched. The request: {model, prompts (texts, control tokens in them), conversations, max_tokens,
 context, threads, result}. Writes one JSON document to the file ``result``: {version, answers, chats}. An answer: {count: the prompt's
 tokens there, tokens: bytes of each greedy token, top: [[bytes, logarithm of the probability], ...] of the first, ended: at a stop text}. A
-chat: {count, text: the prompt by the Modelfile's template, None from an Ollama that does not say}.
+chat: {count, text: the prompt by the Modelfile's template, None from an Ollama that does not say}. ``answers`` None: it is too old to tell.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from typing import Any
 
 NAME = "localsft-proof"
 LIKELIEST = 20  # as many as Ollama tells
+
+
+class Untold(Exception):
+    """An older Ollama, which tells no probabilities."""
 
 
 class Server:
@@ -91,10 +95,9 @@ def said_bytes(entry: dict[str, Any]) -> list[int]:
 def answer(server: Server, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
     """What follows a prompt that is taken as it stands."""
     said = server.ask("/api/generate", {"prompt": prompt, "raw": True, "logprobs": True, "top_logprobs": LIKELIEST, "options": options})
-    tokens = said.get("logprobs")
+    tokens = said.get("logprobs") or []
     if not tokens and said.get("response"):
-        sys.exit(f"ollama {server.version} tells no probabilities; from 0.12.11 on it does")
-    tokens = tokens or []
+        raise Untold
     return {
         "count": said["prompt_eval_count"],
         "tokens": [said_bytes(entry) for entry in tokens],
@@ -125,11 +128,13 @@ def main() -> None:
         server = Server(sys.argv[2], folder)
         try:
             server.create(Path(request["model"]) / "Modelfile")
-            document = {
+            document: dict[str, Any] = {
                 "version": server.version,
                 "answers": [answer(server, prompt, options) for prompt in request["prompts"]],
                 "chats": [chat(server, messages, options) for messages in request["conversations"]],
             }
+        except Untold:
+            document = {"version": server.version, "answers": None}
         finally:
             server.end()
     Path(request["result"]).write_text(json.dumps(document))
