@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from localsft.batch import Float32
 from localsft.data.conversation import Message
@@ -37,14 +38,19 @@ ABSENT_OLLAMA = "Ollama itself is not installed here (https://ollama.com/downloa
 LIKELIEST_BOUND = 0.1  # of probability, between the likeliest first tokens there and here
 
 
+Ids = Mapping[bytes, Sequence[int]]
+
+
+def ollama_program() -> str | None:
+    """Ollama's command line, from PATH."""
+    return shutil.which(OLLAMA)
+
+
 def ollama_checks(
-    folder: Path, model: Path, loaded: LoadedModel, engine: Engine, prompts: Sequence[list[int]], own: Answers
+    program: str, folder: Path, model: Path, loaded: LoadedModel, engine: Engine, prompts: Sequence[list[int]], own: Answers
 ) -> list[Check]:
-    """What Ollama says about an exported folder. ``model``: the GGUF of its FROM; ``engine``: ours in the same state, ``own`` its
-    answers to ``prompts``."""
-    program = shutil.which(OLLAMA)
-    if program is None:
-        return [Check(OLLAMA, None, ABSENT_OLLAMA)]
+    """What Ollama (``program``) says about an exported folder. ``model``: the GGUF of its FROM; ``engine``: ours in the same state, ``own``
+    its answers to ``prompts``."""
     modelfile = read_modelfile((folder / MODELFILE).read_text(encoding="utf-8"))
     talks = [_talk(text, modelfile) for text in GENERAL_PROMPTS]
     bos = bos_text(loaded)
@@ -72,11 +78,12 @@ def ollama_checks(
     if document["answers"] is None:
         return [Check(name, None, "it tells no probabilities of tokens, so its answers can't be compared; a newer one does")]
     stops = llama_cpp_stop_ids(load_base(model).metadata) | answer_ends(loaded)
+    ids = _ids_by_bytes(loaded.tokenizer)
     return [
         _counts(name, [len(prompt) for prompt in prompts], document["answers"]),
         _prompts(name, talks, document["chats"], loaded),
-        _first_tokens(name, own.logits, document["answers"], loaded.tokenizer),
-        _texts(name, document["answers"], prompts, own, engine, stops, loaded.tokenizer),
+        _first_tokens(name, own.logits, document["answers"], ids),
+        _texts(name, document["answers"], prompts, own, engine, stops, ids, loaded.tokenizer),
     ]
 
 
@@ -112,11 +119,11 @@ def _prompts(name: str, talks: Sequence[Sequence[Message]], chats: Sequence[Mapp
     )
 
 
-def _first_tokens(name: str, logits: Float32, answers: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> Check:
+def _first_tokens(name: str, logits: Float32, answers: Sequence[Mapping[str, Any]], ids: Ids) -> Check:
     """The largest difference of probability among the tokens that are likeliest there."""
     apart = 0.0
     for row, answer in zip(_log_probabilities(logits), answers, strict=True):
-        for token, value in _known(answer["top"], tokenizer):
+        for token, value in _known(answer["top"], ids):
             apart = max(apart, abs(float(np.exp(row[token]) - np.exp(value))))
     told = all(answer["top"] or answer["ended"] for answer in answers)
     words = (
@@ -132,48 +139,52 @@ def _texts(
     own: Answers,
     engine: Engine,
     stops: frozenset[int],
+    ids: Ids,
     tokenizer: Tokenizer,
 ) -> Check:
     """Greedy texts. Ollama keeps back the token that ended one: it is taken to be the likeliest of ``stops``."""
     found = _log_probabilities(own.logits)
     theirs = []
     for row, answer, mine, prompt in zip(found, answers, own.texts, prompts, strict=True):
-        for token, value in _known(answer["top"], tokenizer):
+        for token, value in _known(answer["top"], ids):
             row[token] = value
-        ids = _ids(answer["tokens"], mine, tokenizer)
-        if answer["ended"] and len(ids) < TOKENS:
-            logits = last_logits(engine, [[*prompt, *ids]])[0]
-            ids.append(max(stops, key=lambda token: float(logits[token])))
-        theirs.append(ids[:TOKENS])
+        text = _ids_of(answer["tokens"], mine, ids)
+        if answer["ended"] and len(text) == len(answer["tokens"]) < TOKENS:
+            logits = last_logits(engine, [[*prompt, *text]])[0]
+            text.append(max(stops, key=lambda token: float(logits[token])))
+        theirs.append(text[:TOKENS])
     return compare_texts(name, engine, prompts, own, theirs, found.astype(np.float32), stops, tokenizer)
 
 
-def _ids(tokens: Sequence[Sequence[int]], mine: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Ids of tokens that are told as bytes; where several have the same bytes, ours if it is one of them."""
-    by_bytes = _by_bytes(tokenizer)
-    ids = []
+def _ids_of(tokens: Sequence[Sequence[int]], mine: Sequence[int], ids: Ids) -> list[int]:
+    """Ids of tokens that are told as bytes, up to one that the vocabulary does not have; where several have the same bytes, ours if it is
+    one of them."""
+    found: list[int] = []
     for place, values in enumerate(tokens):
-        same = by_bytes.get(bytes(values), [])
+        same = ids.get(bytes(values), ())
         if not same:
             break
-        ids.append(mine[place] if place < len(mine) and mine[place] in same else same[0])
-    return ids
-
-
-def _known(top: Sequence[tuple[Sequence[int], float]], tokenizer: Tokenizer) -> list[tuple[int, float]]:
-    """(id, logarithm of the probability) of the tokens whose bytes are those of one token only."""
-    by_bytes = _by_bytes(tokenizer)
-    return [(same[0], value) for values, value in top if len(same := by_bytes.get(bytes(values), [])) == 1]
-
-
-def _by_bytes(tokenizer: Tokenizer) -> dict[bytes, list[int]]:
-    found: dict[bytes, list[int]] = {}
-    for token in range(tokenizer.vocab_size):
-        found.setdefault(tokenizer.token_bytes(token), []).append(token)
+        found.append(mine[place] if place < len(mine) and mine[place] in same else same[0])
     return found
 
 
-def _log_probabilities(logits: Float32) -> Any:
+def _known(top: Sequence[tuple[Sequence[int], float]], ids: Ids) -> list[tuple[int, float]]:
+    """(id, logarithm of the probability) of the tokens whose bytes are those of one token only."""
+    return [(same[0], value) for values, value in top if len(same := ids.get(bytes(values), ())) == 1]
+
+
+def _ids_by_bytes(tokenizer: Tokenizer) -> Ids:
+    """Ollama tells no bytes of a control token, so those all stand under b""."""
+    control = set(tokenizer.control_tokens.values())
+    found: dict[bytes, list[int]] = {}
+    for token in range(tokenizer.vocab_size):
+        found.setdefault(b"" if token in control else tokenizer.token_bytes(token), []).append(token)
+    return found
+
+
+def _log_probabilities(logits: Float32) -> NDArray[np.float64]:
+    """Of each row of logits."""
     values = logits.astype(np.float64)
     values -= values.max(1, keepdims=True)
-    return values - np.log(np.exp(values).sum(1, keepdims=True))
+    values -= np.log(np.exp(values).sum(1, keepdims=True))
+    return values

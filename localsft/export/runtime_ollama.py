@@ -69,7 +69,6 @@ class Server:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://{self._host}{path}", body) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
-            self.end()
             sys.exit(f"ollama answers {error.code} to {path}: {error.read()[:200].decode('utf-8', 'replace')}")
 
     def end(self) -> None:

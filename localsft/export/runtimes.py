@@ -26,7 +26,7 @@ from localsft.engine import open_engine
 from localsft.engine.base import Engine
 from localsft.errors import LocalsftError
 from localsft.export.merged import DENSE, write_merged
-from localsft.export.ollama_proof import ollama_checks
+from localsft.export.ollama_proof import ABSENT_OLLAMA, OLLAMA, ollama_checks, ollama_program
 from localsft.export.proof import Check
 from localsft.export.runtime_compare import (
     TOKENS,
@@ -261,7 +261,10 @@ def merged_runtime_checks(target: str, source: Source, kind: str) -> Callable[[P
         path = folder if target == "merged" else folder / "model.gguf"
         runtimes = installed(target, kind)
         absent = [] if runtimes else [Check("runtime", None, ABSENT[target]())]
-        if absent and target != "ollama":
+        ollama = ollama_program() if target == "ollama" else None
+        if target == "ollama" and ollama is None:
+            absent.append(Check(OLLAMA, None, ABSENT_OLLAMA))
+        if not runtimes and ollama is None:
             return absent
         try:
             engine = open_merged(path, source)
@@ -271,8 +274,8 @@ def merged_runtime_checks(target: str, source: Source, kind: str) -> Callable[[P
         subject = Subject(path, "", engine, source.model)
         own = answers(engine, prompts)
         found = [check for runtime in runtimes for check in check_runtime(runtime, subject, prompts, own, None)]
-        if target == "ollama":
-            found += ollama_checks(folder, path, source.model, engine, prompts, own)
+        if ollama is not None:
+            found += ollama_checks(ollama, folder, path, source.model, engine, prompts, own)
         return [*absent, *found]
 
     return checks
@@ -282,13 +285,16 @@ def ollama_adapter_checks(source: Source) -> Callable[[Path], list[Check]]:
     """What Ollama says about its adapter form, which no other program loads as it stands."""
 
     def checks(folder: Path) -> list[Check]:
+        ollama = ollama_program()
+        if ollama is None:
+            return [Check(OLLAMA, None, ABSENT_OLLAMA)]
         try:
             engine = open_source_engine(source)
         except LocalsftError as error:
             return [Check("runtime", None, f"no engine here runs this base to compare Ollama with: {error}")]
         engine.load_adapter(source.adapter.tensors)
         prompts = runtime_prompts(source)
-        return ollama_checks(folder, source.model.base.path, source.model, engine, prompts, answers(engine, prompts))
+        return ollama_checks(ollama, folder, source.model.base.path, source.model, engine, prompts, answers(engine, prompts))
 
     return checks
 

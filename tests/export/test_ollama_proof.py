@@ -28,7 +28,7 @@ from localsft.session import load_model
 from tests.export.tiny import gguf_base, source_of, trained
 
 STAND_IN = """#!{python}
-import json, os, pathlib, signal, sys
+import json, os, pathlib, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 told = json.loads(pathlib.Path({told!r}).read_text())
 if sys.argv[1] == "create":
@@ -59,13 +59,18 @@ def said(source: Source, model: Path) -> tuple[dict[str, Any], Answers]:
     prompts = runtime_prompts(source)
     own = answers(engine, prompts)
     stops = llama_cpp_stop_ids(loaded.base.metadata)
+    control = set(loaded.tokenizer.control_tokens.values())
+
+    def token(number: int) -> dict[str, Any]:
+        return {} if number in control else {"bytes": list(loaded.tokenizer.token_bytes(number))}
+
     rows = []
     for prompt, row, text in zip(prompts, own.logits, own.texts, strict=True):
         ids = until(text, stops)
         ended = ids[-1] in stops
         logprobs = row - np.log(np.exp(row.astype(np.float64)).sum())
-        top = [{"bytes": list(loaded.tokenizer.token_bytes(int(i))), "logprob": float(logprobs[i])} for i in np.argsort(-row)[:20]]
-        tokens = [{"bytes": list(loaded.tokenizer.token_bytes(i)), "top_logprobs": top} for i in (ids[:-1] if ended else ids)]
+        top = [{**token(int(i)), "logprob": float(logprobs[i])} for i in np.argsort(-row)[:20]]
+        tokens = [{**token(i), "top_logprobs": top} for i in (ids[:-1] if ended else ids)]
         rows.append({"response": "x", "prompt_eval_count": len(prompt), "logprobs": tokens, "done_reason": "stop" if ended else "length"})
     chats = []
     for text in GENERAL_PROMPTS:
