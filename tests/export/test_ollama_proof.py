@@ -26,6 +26,7 @@ from localsft.export.source import GENERAL_PROMPTS, Source, open_source
 from localsft.export.stop_rules import llama_cpp_stop_ids
 from localsft.session import load_model
 from tests.export.tiny import gguf_base, source_of, trained
+from tests.tiny_vocab import CHATML, CONTROL
 
 STAND_IN = """#!{python}
 import json, os, pathlib, sys
@@ -42,7 +43,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/api/generate":
-            self.reply(told["answers"].pop(0))
+            answer = told["answers"].pop(0)
+            answer["prompt_eval_count"] += bool(told["bos"]) and request["prompt"].startswith(told["bos"])  # it writes one itself
+            self.reply(answer)
         elif request.get("_debug_render_only"):
             self.reply({{"_debug_info": {{"rendered_template": told["chats"][0]["text"]}}}})
         else:
@@ -76,12 +79,14 @@ def said(source: Source, model: Path) -> tuple[dict[str, Any], Answers]:
     for text in GENERAL_PROMPTS:
         shown = loaded.template.render([{"role": "user", "content": text}], add_generation_prompt=True).removeprefix(bos_text(loaded))
         chats.append({"text": shown, "count": len(render_prompt([Message("user", text)], loaded.tokenizer, loaded.template))})
-    return {"answers": rows, "chats": chats}, own
+    return {"answers": rows, "chats": chats, "bos": bos_text(loaded)}, own
 
 
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any], Answers], None]) -> dict[str, Check]:
-    """The checks of Ollama by their names, with a stand-in on PATH that says ``said``, changed."""
-    source = source_of(tmp_path, gguf_base(tmp_path / "base.gguf"))
+def ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any], Answers], None], **keys: Any
+) -> dict[str, Check]:
+    """The checks of Ollama by their names, with a stand-in on PATH that says ``said``, changed. ``keys``: of the base's metadata."""
+    source = source_of(tmp_path, gguf_base(tmp_path / "base.gguf", **keys))
     export_merged(source, "ollama", tmp_path / "out", "F16")
     document, own = said(source, tmp_path / "out" / "model.gguf")
     change(document, own)
@@ -116,6 +121,45 @@ def test_each_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     checks = ask(tmp_path, monkeypatch, change)
     assert [checks[name].ok for name in ("tokens", "prompts", "probabilities", "text")] == [False] * 4
     assert "prompts [2]" in checks["tokens"].detail and "conversations [3]" in checks["prompts"].detail
+
+
+def test_a_prompt_of_another_length_is_found_without_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(document: dict[str, Any], own: Answers) -> None:
+        document["chats"][1].update(text=None, count=document["chats"][1]["count"] + 1)
+
+    assert "conversations [2]" in ask(tmp_path, monkeypatch, change)["prompts"].detail
+
+
+def test_the_bos_is_left_to_ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"add_bos_token": True, "bos_token_id": CONTROL.index("<s>")}
+    template = {"tokenizer.chat_template": "{{ bos_token }}" + CHATML}
+    checks = ask(tmp_path, monkeypatch, lambda document, own: None, **{f"tokenizer.ggml.{key}": keys[key] for key in keys} | template)
+    assert json.loads((tmp_path / "bin" / "told.json").read_text())["bos"] and checks["tokens"].ok
+
+
+def test_an_answer_that_ends_has_its_stop_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end is kept back: it is the likeliest of the tokens that end answers. A text that ends there and not here is found."""
+    base = gguf_base(tmp_path / "plain.gguf")
+    (tmp_path / "plain").mkdir()
+    source = source_of(tmp_path / "plain", base)
+    export_merged(source, "ollama", tmp_path / "plain" / "out", "F16")
+    first = answers(open_merged(tmp_path / "plain" / "out" / "model.gguf", source), runtime_prompts(source)).texts[0]
+    end = next(token for token in first[2:] if token not in first[:2])
+    places: list[int] = []
+
+    def change(document: dict[str, Any], own: Answers) -> None:
+        places.extend(place for place, row in enumerate(document["answers"]) if row["done_reason"] == "stop")
+
+    key = {"tokenizer.ggml.eot_token_id": end}
+    checks = ask(tmp_path, monkeypatch, change, **key)
+    assert places and checks["text"].ok and checks["text"].figures["same"] == 10
+
+    def cut(document: dict[str, Any], own: Answers) -> None:
+        row = document["answers"][places[0]]
+        row["logprobs"] = row["logprobs"][:1]
+
+    (tmp_path / "cut").mkdir()
+    assert not ask(tmp_path / "cut", monkeypatch, cut, **key)["text"].ok
 
 
 def test_an_older_ollama_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

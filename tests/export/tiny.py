@@ -17,6 +17,7 @@ from localsft.engine.adapter import adapter_shapes
 from localsft.export.families import linears
 from localsft.export.source import Source, open_source
 from localsft.session import LoadedModel
+from localsft.tokenizer import load_tokenizer
 from localsft.weights.config import ModelConfig
 from localsft.weights.load import BaseModel, load_base
 from localsft.weights.names import gguf_name, gguf_row_order, llama_shapes
@@ -93,7 +94,7 @@ def gguf_base(path: Path, architecture: str = "llama", quantization: str = "F32"
 
 
 def loaded(base: BaseModel) -> LoadedModel:
-    tokenizer = tiny_tokenizer()
+    tokenizer = load_tokenizer(base.metadata, "tiny.gguf") if "tokenizer.ggml.tokens" in base.metadata else tiny_tokenizer()
     return LoadedModel("tiny", base, tokenizer, chat_template(tokenizer))
 
 
