@@ -15,9 +15,9 @@ using py::array;
 
 namespace {
 
-// What Python gives for a group of linears: weights, lora_a, lora_b, scales; and for a layer:
+// What Python gives for a group of linears: weights, lora_a, lora_b, scales, factors; and for a layer:
 // attention_norm, qkv, o, mlp_norm, gate_up, down.
-using GroupOf = std::tuple<Weights, MaybeArrays, MaybeArrays, std::vector<float>>;
+using GroupOf = std::tuple<Weights, MaybeArrays, MaybeArrays, std::vector<float>, MaybeArrays>;
 using LayerOf = std::tuple<array, GroupOf, GroupOf, array, GroupOf, GroupOf>;
 
 // A Decoder and the arrays it reads, kept alive.
@@ -28,12 +28,16 @@ struct BoundDecoder {
 
 std::vector<Member> group_of(const Arguments& args, const GroupOf& group, size_t count, int64_t columns,
                              std::vector<py::object>& alive) {
-  const auto& [weights, lora_a, lora_b, scales] = group;
-  args.require(weights.size() == count, "layers", "holds a group with another number of weights");
-  for (const auto* arrays : {&lora_a, &lora_b})
+  const auto& [weights, lora_a, lora_b, scales, factors] = group;
+  args.require(weights.size() == count && factors.size() == count, "layers",
+               "holds a group with another number of weights");
+  for (const auto* arrays : {&lora_a, &lora_b, &factors})
     for (const auto& a : *arrays)
       if (a.has_value()) alive.push_back(*a);
-  return members(args, weights, lora_a, lora_b, scales, columns);
+  std::vector<Member> found = members(args, weights, lora_a, lora_b, scales, columns);
+  for (size_t i = 0; i < count; ++i)
+    if (factors[i].has_value()) found[i].factors = args.in<float>(*factors[i], "factors", {found[i].weight.rows});
+  return found;
 }
 
 BoundDecoder* make_decoder(Context& ctx, const Weight& embedding, const Weight& head,
@@ -103,7 +107,7 @@ void bind_decode(py::module_& m) {
       .def(py::init(&make_decoder), arg("ctx"), arg("embedding"), arg("head"), arg("layers"), arg("final_norm"),
            arg("eps"), arg("heads"), arg("kv_heads"), arg("scale"), arg("window"),
            "layers: (attention_norm, qkv, o, mlp_norm, gate_up, down) each; a group is (weights, lora_a, lora_b, "
-           "scales).")
+           "scales, factors): factors float32 (N_i,), DoRA's, or None.")
       .def(
           "step", &step, arg("ctx"), arg("tokens"), arg("slots"), arg("lengths"), arg("cos"), arg("sin"), arg("k"),
           arg("v"), arg("logits"),

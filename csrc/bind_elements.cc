@@ -117,6 +117,37 @@ void bind_rope_and_swiglu(py::module_& m) {
       "The gradients of swiglu, all act (M, F); d_gate and d_up may be gate and up themselves.");
 }
 
+void bind_columns(py::module_& m) {
+  m.def(
+      "scale_columns",
+      [](Context& ctx, const array& x, const array& c, array out, bool add) {
+        const Arguments args("scale_columns", ctx);
+        const int64_t M = args.dim(x, "x", 0, 2), D = args.dim(x, "x", 1, 2);
+        const void* x_ = args.act(x, "x", {M, D});
+        const float* c_ = args.in<float>(c, "c", {D});
+        void* out_ = add ? args.out<float>(out, "out", {M, D}) : args.act_out(out, "out", {M, D});
+        py::gil_scoped_release release;
+        scale_columns(ctx, x_, c_, out_, add, M, D);
+      },
+      arg("ctx"), arg("x"), arg("c"), arg("out"), arg("add"),
+      "out act (M, D) = x·c with x act (M, D), c float32 (D,), and may be x itself; with add out float32 (M, D) += "
+      "x·c.");
+  m.def(
+      "column_dots",
+      [](Context& ctx, const array& x, const array& y, const array& r, array out) {
+        const Arguments args("column_dots", ctx);
+        const int64_t M = args.dim(x, "x", 0, 2), D = args.dim(x, "x", 1, 2);
+        const void* x_ = args.act(x, "x", {M, D});
+        const void* y_ = args.act(y, "y", {M, D});
+        const float* r_ = args.in<float>(r, "r", {D});
+        float* out_ = args.out<float>(out, "out", {D});
+        py::gil_scoped_release release;
+        column_dots(ctx, x_, y_, r_, out_, M, D);
+      },
+      arg("ctx"), arg("x"), arg("y"), arg("r"), arg("out"),
+      "out float32 (D,) += r·Σ over rows of x·y; x, y act (M, D), r float32 (D,).");
+}
+
 void bind_rows(py::module_& m) {
   m.def(
       "round_to_act",
@@ -224,6 +255,7 @@ void bind_optimizer(py::module_& m) {
 void bind_elements(py::module_& m) {
   bind_norms(m);
   bind_rope_and_swiglu(m);
+  bind_columns(m);
   bind_rows(m);
   bind_dropout(m);
   bind_optimizer(m);

@@ -69,6 +69,19 @@ void swiglu_backward(Context& ctx, const void* dy, const void* gate, const void*
   });
 }
 
+void scale_columns(Context& ctx, const void* x, const float* c, void* out, bool add, int64_t M, int64_t D) {
+  over_rows(ctx, M, D,
+            [&](int64_t begin, int64_t end) { ctx.kernels.element.scale_columns(x, c, out, add, D, begin, end); });
+}
+
+void column_dots(Context& ctx, const void* x, const void* y, const float* r, float* out, int64_t M, int64_t D) {
+  constexpr int64_t kColumns = 128;  // per task: the tasks divide the columns, each of which is one sum over the rows
+  ctx.pool.run((D + kColumns - 1) / kColumns, [&](int64_t task, int) {
+    const int64_t begin = task * kColumns;
+    ctx.kernels.element.column_dots(x, y, r, out, M, D, begin, std::min(D, begin + kColumns));
+  });
+}
+
 void round_to_act(Context& ctx, const float* x, void* out, int64_t n) {
   over_rows(ctx, n, 1, [&](int64_t begin, int64_t end) { ctx.kernels.element.round_to_act(x, out, begin, end); });
 }

@@ -20,6 +20,11 @@ void swiglu(Context& ctx, const void* gate, const void* up, void* out, int64_t n
 void swiglu_backward(Context& ctx, const void* dy, const void* gate, const void* up, void* d_gate, void* d_up,
                      int64_t n);
 
+// DoRA: x act (M, D) -> out act (M, D) = x·c, or with `add` out float (M, D) += x·c.
+void scale_columns(Context& ctx, const void* x, const float* c, void* out, bool add, int64_t M, int64_t D);
+// out (D) += r·Σ over rows of x·y.
+void column_dots(Context& ctx, const void* x, const void* y, const float* r, float* out, int64_t M, int64_t D);
+
 void round_to_act(Context& ctx, const float* x, void* out, int64_t n);
 
 // out[i] = x[rows[i]], rows of `bytes` bytes.

@@ -296,6 +296,9 @@ void linear_decode(Context& ctx, int64_t m, const float* x, const std::vector<Me
     if (member.adapter.rank > 0)
       g.expand(u + first, rank, member.adapter.scale, member.adapter.b, n, member.adapter.rank, begin, end, int(m),
                outs[i], n);
+    if (member.factors != nullptr)
+      for (int64_t row = 0; row < m; ++row)
+        for (int64_t c = begin; c < end; ++c) outs[i][row * n + c] *= member.factors[c];
   });
 }
 

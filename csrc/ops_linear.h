@@ -19,6 +19,7 @@ struct Adapter {
 struct Member {
   Matrix weight;  // (N, K)
   Adapter adapter;
+  const float* factors = nullptr;  // (N), DoRA's; linear_decode alone applies them
 };
 
 // y_i = x·W_iᵀ + scale_i·u_i·b_i with u = x_lora·aᵀ (M, Σ rank), the members' side by side.
@@ -32,7 +33,8 @@ void linear_forward(Context& ctx, int64_t m, const void* x, const void* x_lora, 
 void linear_backward(Context& ctx, int64_t m, const std::vector<const void*>& dys, const std::vector<Member>& members,
                      const void* x, const float* u, Out dx, float* dx_lora);
 
-// outs_i (M, N_i) = x·W_iᵀ + scale_i·(x·a_iᵀ)·b_i in float, for at most 16 rows; reads each packed weight once.
+// outs_i (M, N_i) = x·W_iᵀ + scale_i·(x·a_iᵀ)·b_i in float, times the factors where there are some, for at most 16
+// rows; reads each packed weight once.
 void linear_decode(Context& ctx, int64_t m, const float* x, const std::vector<Member>& members,
                    const std::vector<float*>& outs);
 

@@ -43,9 +43,9 @@ class BaseRef:
 
 def adapter_config(lora: LoraConfig, names: list[str], base: BaseRef) -> dict[str, Any]:
     """adapter_config.json as mlx-lm's ``load_adapters`` reads it (tuner/utils.py), and our own keys under "localsft"."""
-    modules = sorted({in_layer(name.rpartition(".lora_")[0]) for name in names})
+    modules = sorted({in_layer(name.rpartition(".")[0]) for name in names})
     return {
-        "fine_tune_type": "lora",
+        "fine_tune_type": "dora" if lora.variant == "dora" else "lora",
         "num_layers": -1 if lora.layers == "all" else lora.layers,
         "lora_parameters": {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": modules},
         "localsft": {
@@ -85,8 +85,9 @@ def load_adapter(path: Path) -> SavedAdapter:
     """Read an adapter folder of ours or of mlx-lm. Raises InputError that names the file and what is wrong with it."""
     config_path = path / ADAPTER_CONFIG
     config = _read_json(config_path, "is this an adapter folder?")
-    if config.get("fine_tune_type", "lora") != "lora":
-        raise InputError(f"{config_path}: fine_tune_type is {config['fine_tune_type']!r}; only LoRA adapters can be loaded")
+    kind = config.get("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise InputError(f"{config_path}: fine_tune_type is {kind!r}; only LoRA and DoRA adapters can be loaded")
     ours = config.get("localsft", {})
     try:
         parameters = config["lora_parameters"]
@@ -101,7 +102,7 @@ def load_adapter(path: Path) -> SavedAdapter:
         dropout=float(parameters.get("dropout", 0.0)),
         layers=layers,
         targets=tuple(targets),
-        variant=ours.get("variant", "lora"),
+        variant=ours.get("variant", kind),
     )
     if abs(lora.scale - scale) > 1e-6 * max(1.0, abs(scale)):
         raise InputError(f"{config_path}: scale {scale:g} contradicts alpha {lora.alpha:g} and rank {rank}; was it edited by hand?")

@@ -20,13 +20,14 @@ static void round_to_act(const float* x, void* out, int64_t begin, int64_t end) 
 }
 
 #include "kernels/element_adamw.inl"
+#include "kernels/element_columns.inl"
 #include "kernels/element_dropout.inl"
 #include "kernels/element_norm.inl"
 #include "kernels/element_rope.inl"
 #include "kernels/element_swiglu.inl"
 
 static const ElementTable element_table = {
-    exp_floats,   rms_norm,        rms_norm_again, rms_norm_backward, rms_norm_f32, rope,
-    swiglu,       swiglu_backward, add_floats,     dropout,           dropout_add,  adamw,
-    squared_norm, round_to_act,    rope_f32,       swiglu_f32,
+    exp_floats,   rms_norm,        rms_norm_again, rms_norm_backward, rms_norm_f32,  rope,
+    swiglu,       swiglu_backward, add_floats,     dropout,           dropout_add,   adamw,
+    squared_norm, round_to_act,    rope_f32,       swiglu_f32,        scale_columns, column_dots,
 };

@@ -67,6 +67,12 @@ struct ElementTable {
   // Decoding works in float32: as rope and swiglu.
   void (*rope_f32)(float* x, const float* cos, const float* sin, int64_t heads, int64_t E, int64_t begin, int64_t end);
   void (*swiglu_f32)(const float* gate, const float* up, float* out, int64_t begin, int64_t end);
+
+  // x act (M, D), c float (D,) -> out act (M, D) = x·c, which may be x; with `add` out float (M, D) += x·c.
+  void (*scale_columns)(const void* x, const float* c, void* out, bool add, int64_t D, int64_t begin, int64_t end);
+  // out (D,) += r·Σ over the M rows of x·y, for the columns [begin, end); x, y act (M, D), r, out float.
+  void (*column_dots)(const void* x, const void* y, const float* r, float* out, int64_t M, int64_t D, int64_t begin,
+                      int64_t end);
 };
 
 }  // namespace kernels

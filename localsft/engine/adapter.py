@@ -1,7 +1,8 @@
 """What an adapter is, whichever engine trains it: names, shapes, the start, and the check of one that is loaded.
 
 Names and shapes are mlx-lm's: ``<linear>.lora_a`` (in, R) and ``<linear>.lora_b`` (R, out), y = W·x + scale·(x·A)·B; for
-a stack of X experts (X, R, in) and (X, out, R). Both engines take the start from here, so they begin at the same adapter.
+a stack of X experts (X, R, in) and (X, out, R). DoRA adds ``<linear>.m`` (out,), the norms of the rows of W + scale·BA. Both
+engines take the start from here, so they begin at the same adapter.
 """
 
 from __future__ import annotations
@@ -40,17 +41,22 @@ def adapter_shapes(linears: Mapping[str, Shape], config: LoraConfig) -> dict[str
 
     ``linears``: name (``model.layers.3.self_attn.q_proj``) -> shape of its weight, (out, in) or (experts, out, in); those
     outside ``layers.N.`` are never adapted. All seven targets mean every linear given; fewer mean exactly those names.
-    Raises UsageError when a target or the number of layers does not fit the model, or the variant is not built.
+    Raises UsageError when a target or the number of layers does not fit the model, or for DoRA on stacked experts.
     """
-    if config.variant == "dora":
-        raise UsageError("lora.variant (--variant) dora is not built yet; use lora or rslora")
     chosen = _in_targets(_in_layers(linears, config.layers), config.targets)
     shapes: dict[str, Shape] = {}
     for name, (*experts, out, into) in chosen.items():
+        if experts and config.variant == "dora":
+            raise UsageError(
+                f"lora.variant (--variant) dora can't adapt stacked experts ({name}): mlx-lm and PEFT know no DoRA of them; "
+                "use lora or rslora, or leave them out (--targets)"
+            )
         if experts:
             shapes[f"{name}.lora_a"], shapes[f"{name}.lora_b"] = (*experts, config.rank, into), (*experts, out, config.rank)
         else:
             shapes[f"{name}.lora_a"], shapes[f"{name}.lora_b"] = (into, config.rank), (config.rank, out)
+        if config.variant == "dora":
+            shapes[f"{name}.m"] = (out,)
     return dict(sorted(shapes.items()))
 
 
@@ -77,10 +83,13 @@ def _in_targets(linears: Mapping[str, Shape], targets: Sequence[str]) -> dict[st
     return {name: shape for name, shape in linears.items() if kinds[name] in wanted}
 
 
-def initial_adapter(shapes: Mapping[str, Shape], seed: int) -> dict[str, Float32]:
-    """Where training starts: A uniform in ±1/√in as in mlx-lm, B zero, so that the first update is zero.
+def initial_adapter(
+    shapes: Mapping[str, Shape], seed: int, weight_squares: Mapping[str, NDArray[np.float64]] | None = None
+) -> dict[str, Float32]:
+    """Where training starts: A uniform in ±1/√in as in mlx-lm, B zero, m = ‖W‖, so that the first update is zero.
 
-    Drawn with numpy's Philox generator in the sorted order of the names: the same on every engine and machine.
+    ``weight_squares``: for DoRA, ‖W_o‖² (out,) of each linear by name. A is drawn with numpy's Philox generator in the sorted
+    order of the names: the same on every engine and machine.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     tensors: dict[str, Float32] = {}
@@ -89,6 +98,9 @@ def initial_adapter(shapes: Mapping[str, Shape], seed: int) -> dict[str, Float32
         if name.endswith(".lora_a"):
             bound = 1 / math.sqrt(shape[-1] if len(shape) == 3 else shape[0])
             tensors[name] = generator.uniform(-bound, bound, shape).astype(np.float32)
+        elif name.endswith(".m"):
+            assert weight_squares is not None
+            tensors[name] = np.sqrt(weight_squares[name.removesuffix(".m")]).astype(np.float32)
         else:
             tensors[name] = np.zeros(shape, np.float32)
     return tensors

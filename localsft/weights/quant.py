@@ -133,6 +133,17 @@ def as_f32(tensor: Tensor) -> NDArray[np.float32]:
     return to_f32(tensor.data, tensor.bf16) if isinstance(tensor, Dense) else dequantize(tensor)
 
 
+def row_squares(tensor: Tensor) -> NDArray[np.float64]:
+    """‖W_o‖² of each row of a weight (out, in): float64 (out,)."""
+    weight = as_f32(tensor)
+    squares = np.empty(len(weight))
+    chunks = _row_chunks(*weight.shape)
+    for start in chunks:
+        part = weight[start : start + chunks.step].astype(np.float64)
+        squares[start : start + chunks.step] = np.einsum("ok,ok->o", part, part)
+    return squares
+
+
 def quantize_affine(weight: NDArray[Any], bits: int, group_size: int, *, bf16_scales: bool = False) -> AffineQuantized:
     """Quantize as ``mlx.core.quantize`` does (its affine mode): float32 or float16 (out, in) -> AffineQuantized.
 

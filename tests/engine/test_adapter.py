@@ -45,8 +45,6 @@ def test_fused_linears_and_experts() -> None:
 def test_settings_that_do_not_fit_the_model() -> None:
     with pytest.raises(UsageError, match="has 11 layers"):
         adapter_shapes(LINEARS, LoraConfig(layers=12))
-    with pytest.raises(UsageError, match="dora"):
-        adapter_shapes(LINEARS, LoraConfig(variant="dora"))
 
 
 def test_start_is_the_same_whatever_the_order_of_the_names() -> None:

@@ -5,6 +5,7 @@ They live in an environment of their own, never in the project's:
     python3.11 -m venv venv-torch
     venv-torch/bin/pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0 datasets==5.2.0 accelerate==1.15.0 gguf==0.19.0
     venv-torch/bin/python tests/goldens/make_goldens.py tiny
+    venv-torch/bin/python tests/goldens/make_goldens.py dora
     venv-torch/bin/python tests/goldens/make_goldens.py smollm2 --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
 Every random number comes from a seeded NumPy generator; torch only computes.
@@ -131,16 +132,17 @@ def random_lora(shapes: dict[str, tuple[int, int]], layers: int, rank: int, rng:
 def check_by_differences(peft, examples: list[Example], grads: dict[str, NDArray], rng: np.random.Generator) -> None:
     """Central differences in float64 at random entries: the goldens don't rest on autograd alone."""
     weight, h = total_weight(examples), 1e-5
-    for name, parameter in lora_parameters(peft).items():
-        i, j = (int(rng.integers(n)) for n in parameter.shape)
+    for name, grad in grads.items():
+        parameter = lora_parameters(peft)[name]
+        at = tuple(int(rng.integers(n)) for n in parameter.shape)
         losses = []
         for step in (h, -2 * h):
-            parameter.data[i, j] += step
+            parameter.data[at] += step
             with torch.no_grad():
                 losses.append(sum(forward(peft, e).loss.item() for e in examples) / weight)
-        parameter.data[i, j] += h
+        parameter.data[at] += h
         difference = (losses[0] - losses[1]) / (2 * h)
-        assert abs(difference - grads[name][j, i]) < 1e-8, (name, difference, grads[name][j, i])
+        assert abs(difference - grad[at[::-1]]) < 1e-8, (name, difference, grad[at[::-1]])
 
 
 def tiny_goldens(folder: Path, seed: int) -> dict[str, NDArray]:
@@ -201,6 +203,39 @@ def tiny_goldens(folder: Path, seed: int) -> dict[str, NDArray]:
     }
     print("  float32 strays by:", ", ".join(f"{what} {by:.1e}" for what, by in strays.items()))
     return out
+
+
+def dora_goldens(folder: Path, seed: int) -> dict[str, NDArray]:
+    """What tiny_*_dora.npz holds: DoRA on every linear, with the examples, A and B of tiny_*.npz and magnitudes off those of W."""
+    rng = np.random.default_rng(seed)
+    examples = tiny_examples(rng)
+    initial = random_lora(linear_shapes(D, F, H, K, E), L, RANK, rng)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    make_float64(model)
+    model.eval()
+    for module in module_names(range(L), LINEARS):
+        norms = model.get_submodule(module).weight.detach().norm(dim=1).numpy()
+        initial[f"{module}.m"] = (norms * rng.uniform(0.8, 1.2, norms.shape)).astype(np.float32)
+    peft = with_lora(model, rank=RANK, alpha=ALPHA, layers=range(L), targets=LINEARS, initial=initial, dora=True)
+    with torch.no_grad():
+        results = [forward(peft, e) for e in examples]
+    grads = gradients(peft, examples)
+    # The norm counts as a constant, so that only the magnitudes' gradients are those of the loss.
+    check_by_differences(peft, examples, {n: g for n, g in grads.items() if n.endswith(".m")}, np.random.default_rng(seed + 1))
+    out: dict[str, NDArray] = {f"init/{name}": value for name, value in initial.items() if name.endswith(".m")}
+    out["logits"] = results[0].logits.numpy()
+    out["loss"] = np.float64(sum(f.loss.item() for f in results))
+    out |= {f"grad/{name}": grad for name, grad in grads.items()}
+    out["step_losses"], out["step_norms"] = ten_steps(peft, examples, LR)
+    out |= {f"final/{name}": value for name, value in values(peft).items()}
+    print(folder.name, "DoRA: losses", out["step_losses"].round(4), "norms", out["step_norms"].round(4))
+    return out
+
+
+def make_dora() -> None:
+    """tiny_*_dora.npz, from the folders that ``make_tiny`` wrote."""
+    for seed, name in ((20250, "tiny_tied"), (20260, "tiny_untied")):
+        np.savez_compressed(HERE / f"{name}_dora.npz", **dora_goldens(HERE / name, seed + 5))
 
 
 def make_tiny() -> None:
@@ -337,12 +372,14 @@ def make_smollm2(gguf: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tiny", "smollm2"])
+    parser.add_argument("what", choices=["tiny", "dora", "smollm2"])
     parser.add_argument("--gguf", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf, for smollm2")
     args = parser.parse_args()
     torch.set_num_threads(1)  # two threads that wait for each other are slower on a busy machine, and one is repeatable
     if args.what == "tiny":
         make_tiny()
+    elif args.what == "dora":
+        make_dora()
     elif args.gguf is None:
         parser.error("smollm2 needs --gguf")
     else:

@@ -83,9 +83,16 @@ def module_names(layers: range | list[int], targets: tuple[str, ...]) -> list[st
 
 
 def with_lora(
-    model: LlamaForCausalLM, *, rank: int, alpha: int, layers: range | list[int], targets: tuple[str, ...], initial: dict[str, NDArray]
+    model: LlamaForCausalLM,
+    *,
+    rank: int,
+    alpha: int,
+    layers: range | list[int],
+    targets: tuple[str, ...],
+    initial: dict[str, NDArray],
+    dora: bool = False,
 ) -> PeftModel:
-    """``model`` with PEFT LoRA on ``targets`` of ``layers``, A and B taken from ``initial`` (mlx-lm names and shapes)."""
+    """``model`` with PEFT LoRA or DoRA on ``targets`` of ``layers``, A, B and m taken from ``initial`` (mlx-lm names and shapes)."""
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -94,10 +101,11 @@ def with_lora(
         layers_to_transform=list(layers),
         bias="none",
         task_type="CAUSAL_LM",
+        use_dora=dora,
     )
     peft = get_peft_model(model, config)
     parameters = lora_parameters(peft)
-    expected = {f"{m}.{ab}" for m in module_names(layers, targets) for ab in ("lora_a", "lora_b")}
+    expected = {f"{m}.{ab}" for m in module_names(layers, targets) for ab in ("lora_a", "lora_b", *(["m"] if dora else []))}
     assert set(parameters) == expected, set(parameters) ^ expected
     for name, parameter in parameters.items():
         parameter.data = torch.from_numpy(initial[name].T.copy()).to(model.lm_head.weight.dtype)
@@ -105,13 +113,13 @@ def with_lora(
 
 
 def lora_parameters(peft: PeftModel) -> dict[str, torch.nn.Parameter]:
-    """Trainable parameters by mlx-lm name, in PEFT's orientation: lora_a (r, in), lora_b (out, r)."""
+    """Trainable parameters by mlx-lm name, in PEFT's orientation: lora_a (r, in), lora_b (out, r), m (out,)."""
     found = {}
     for name, parameter in peft.named_parameters():
         if parameter.requires_grad:
-            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.default\.weight", name)
+            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B|magnitude_vector)\.default\.weight", name)
             assert match, name
-            found[f"{match[1]}.lora_{match[2].lower()}"] = parameter
+            found[f"{match[1]}.{'m' if len(match[2]) > 1 else f'lora_{match[2].lower()}'}"] = parameter
     return found
 
 
@@ -143,7 +151,7 @@ def gradients(peft: PeftModel, examples: list[Example]) -> dict[str, NDArray]:
     """d(Σ w·CE / Σ w)/d(parameter), mlx-lm names and shapes."""
     peft.zero_grad()
     backward(peft, examples)
-    return {name: p.grad.T.numpy().copy() for name, p in lora_parameters(peft).items()}
+    return {name: p.grad.numpy().T.copy() for name, p in lora_parameters(peft).items()}
 
 
 def ten_steps(peft: PeftModel, examples: list[Example], lr: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -161,4 +169,4 @@ def ten_steps(peft: PeftModel, examples: list[Example], lr: float) -> tuple[NDAr
 
 def values(peft: PeftModel) -> dict[str, NDArray]:
     """Current LoRA parameters, mlx-lm names and shapes."""
-    return {name: p.detach().T.numpy().copy() for name, p in lora_parameters(peft).items()}
+    return {name: p.detach().numpy().T.copy() for name, p in lora_parameters(peft).items()}

@@ -181,6 +181,36 @@ def test_swiglu_backward_reference_is_the_gradient() -> None:
     np.testing.assert_allclose(d_up, central_difference(lambda x: float((swiglu_reference(gate, x) * dy).sum()), up), rtol=1e-6, atol=1e-8)
 
 
+# --- factors of columns ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("M", "D"), [*SIZES, (300, 1536)])
+def test_scale_columns(ctx: _core.Context, M: int, D: int) -> None:
+    rng = rng_for(M, D, 8)
+    x, c = to_act(ctx, rng.normal(size=(M, D))), rng.normal(size=D).astype(np.float32)
+    out, before = empty_act(ctx, M, D), rng.normal(size=(M, D)).astype(np.float32)
+    _core.scale_columns(ctx, x, c, out, False)
+    expected = from_act(ctx, x) * c.astype(np.float64)
+    np.testing.assert_allclose(from_act(ctx, out), expected, rtol=act_eps(ctx) + F32_EPS)
+    added = before.copy()
+    _core.scale_columns(ctx, x, c, added, True)
+    assert (np.abs(added - (before + expected)) <= 2 * F32_EPS * (np.abs(before) + np.abs(expected))).all()
+    _core.scale_columns(ctx, x, c, x, False)
+    np.testing.assert_array_equal(x, out)
+
+
+@pytest.mark.parametrize(("M", "D"), [*SIZES, (300, 1536), (0, 5)])
+def test_column_dots(ctx: _core.Context, M: int, D: int) -> None:
+    rng = rng_for(M, D, 9)
+    x, y = (to_act(ctx, rng.normal(size=(M, D))) for _ in range(2))
+    r, before = rng.normal(size=D).astype(np.float32), rng.normal(size=D).astype(np.float32)
+    out = before.copy()
+    _core.column_dots(ctx, x, y, r, out)
+    products = r.astype(np.float64) * from_act(ctx, x) * from_act(ctx, y)
+    terms = np.abs(before) + np.abs(products).sum(0)
+    assert (np.abs(out - (before + products.sum(0))) <= (M + 3) * F32_EPS * terms).all()
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -308,7 +338,10 @@ def every_operation(ctx: _core.Context, M: int, D: int) -> list[np.ndarray]:
     p, m, v = h.ravel().copy(), np.zeros(M * D, np.float32), np.zeros(M * D, np.float32)
     _core.adamw(ctx, p, h.ravel(), m, v, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 1.0)
     norm = np.array([_core.squared_norm(ctx, h.ravel())])
-    return [saved, rstd, out, dx, decoded, turned, product, dg, du, picked, added, dropped, mirrored, p, m, v, norm]
+    scaled, dots = empty_act(ctx, M, D), weight.copy()
+    _core.scale_columns(ctx, a, weight, scaled, False)
+    _core.column_dots(ctx, a, b, weight, dots)
+    return [saved, rstd, out, dx, decoded, turned, product, dg, du, picked, added, dropped, mirrored, p, m, v, norm, scaled, dots]
 
 
 def test_threads_do_not_change_a_bit(isa: str) -> None:

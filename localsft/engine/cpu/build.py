@@ -10,6 +10,7 @@ from localsft.batch import Float32
 from localsft.config import LoraConfig
 from localsft.engine.adapter import adapter_shapes
 from localsft.engine.cpu.architecture import architecture_of
+from localsft.engine.cpu.dora import Magnitude
 from localsft.engine.cpu.layers import Adapter, Group, Layer, Linear
 from localsft.engine.cpu.model import Model
 from localsft.engine.cpu.ops import Ops
@@ -17,7 +18,7 @@ from localsft.engine.cpu.parameters import AdapterParameters
 from localsft.engine.cpu.rotary import RotaryTable
 from localsft.weights.config import rope_frequencies
 from localsft.weights.load import BaseModel
-from localsft.weights.quant import as_f32
+from localsft.weights.quant import as_f32, row_squares
 from localsft.weights.tensor import Dense
 
 
@@ -43,7 +44,10 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
         if f"{name}.lora_a" in parameters.shapes:
             a, b = f"{name}.lora_a", f"{name}.lora_b"
             values, gradient, view = parameters.values, parameters.gradient, parameters.view
-            adapter = Adapter(view(values, a), view(values, b), view(gradient, a), view(gradient, b), lora.scale)
+            magnitude = None
+            if (m := f"{name}.m") in parameters.shapes:
+                magnitude = Magnitude.of(view(values, m), view(gradient, m), row_squares(base.tensors[f"{name}.weight"]))
+            adapter = Adapter(view(values, a), view(values, b), view(gradient, a), view(gradient, b), lora.scale, magnitude)
         return Linear(name, weight(f"{name}.weight"), adapter)
 
     layers = []

@@ -53,7 +53,7 @@ class CpuEngine:
         self._passes = 0  # batches accumulated since the last step: with the step, the key of their dropout masks
         self._weight = 0.0  # Σ w accumulated since the last step
         self._loss_finite = True
-        self.parameters.load(self.parameters.values, initial_adapter(self.parameters.shapes, seed), "the initial adapter")
+        self.load_adapter(initial_adapter(self.parameters.shapes, seed, self.model.weight_squares()))
 
     def keep_frozen(self, folder: Path, max_bytes: int = FROZEN_CACHE_BYTES) -> None:
         """Keep what leaves the layers below the lowest adapted one under ``folder``; nothing to do where all are adapted."""
@@ -103,6 +103,7 @@ class CpuEngine:
                 values.values, values.gradient, values.moment1, values.moment2,
                 lr, beta1, beta2, self.optim.eps, self.optim.weight_decay, self._step, clip / weight,
             )  # fmt: skip
+            self.model.update_factors()
         values.gradient.fill(0)
         return norm if finite else math.nan
 
@@ -133,6 +134,7 @@ class CpuEngine:
 
     def load_adapter(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         self.parameters.load(self.parameters.values, tensors, "the adapter")
+        self.model.update_factors()
 
     def optimizer_state(self) -> dict[str, NDArray[Any]]:
         values = self.parameters

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsft.batch import Float32
+from localsft.engine.cpu.dora import Magnitude
 from localsft.engine.cpu.ops import Ops
 
 Array = NDArray[Any]
@@ -27,11 +28,12 @@ class Adapter:
     d_a: Float32
     d_b: Float32
     scale: float
+    magnitude: Magnitude | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """y = x Wᵀ + scale·(x Aᵀ) B, W (out, in) frozen."""
+    """y = x Wᵀ + scale·(x Aᵀ) B, W (out, in) frozen; with DoRA times its factors, by column."""
 
     name: str
     weight: Any
@@ -48,6 +50,8 @@ class Group:
         self.inputs = int(members[0].weight.shape[1])
         adapters = [m.adapter for m in members]
         self.adapted = any(adapters)
+        self.magnitudes = [a.magnitude if a else None for a in adapters]
+        self.dora = any(self.magnitudes)
         self.rank = sum(a.a.shape[0] for a in adapters if a)  # ΣR, the columns of u
         self._a = [a.a if a else None for a in adapters]
         self._b = [a.b if a else None for a in adapters]
@@ -55,9 +59,35 @@ class Group:
         self._d_b = [a.d_b if a else None for a in adapters]
         self._scales = [a.scale if a else 0.0 for a in adapters]
 
-    def forward(self, ops: Ops, x: Array, outs: Sequence[Array], u: Float32, *, add: bool = False, x_lora: Array | None = None) -> None:
-        """``outs[i]`` (=|+=) the i-th member of ``x`` act (T, in); ``u`` float32 (T, ΣR) keeps x·Aᵀ for the backward."""
-        ops.linear_forward(x, self.weights, self._a, self._b, self._scales, list(outs), u, add, x_lora=x_lora)
+    def forward(
+        self, ops: Ops, x: Array, outs: Sequence[Array], u: Float32, *, kept: Array | None = None, x_lora: Array | None = None
+    ) -> None:
+        """``outs[i]`` = the i-th member of ``x`` act (T, in); ``u`` float32 (T, ΣR) keeps x·Aᵀ for the backward.
+
+        With ``kept``, act (T, out), the one member is added to ``outs[0]`` float32, and with DoRA also kept, before its factors.
+        """
+        if kept is None or not self.dora:
+            ops.linear_forward(x, self.weights, self._a, self._b, self._scales, list(outs), u, kept is not None, x_lora=x_lora)
+        else:
+            ops.linear_forward(x, self.weights, self._a, self._b, self._scales, [kept], u, False, x_lora=x_lora)
+        for magnitude, out in zip(self.magnitudes, outs, strict=True):
+            if magnitude:
+                ops.scale_columns(out if kept is None else kept, magnitude.factors, out, kept is not None)
+
+    def through_factors(
+        self, ops: Ops, d_outs: Sequence[Array], outs: Sequence[Array], into: Sequence[Array], *, kept: bool = False
+    ) -> list[Array]:
+        """The mirror of DoRA's factors: adds the magnitudes' gradients, and gives what ``backward`` takes.
+
+        ``outs``: what ``forward`` left, act (T, out), or what it ``kept``; ``into``: arrays for the results, which may be ``d_outs``.
+        """
+        below = list(d_outs)
+        for i, magnitude in enumerate(self.magnitudes):
+            if magnitude:
+                ops.column_dots(d_outs[i], outs[i], magnitude.inverse_norms if kept else magnitude.inverse_m, magnitude.d_m)
+                ops.scale_columns(d_outs[i], magnitude.factors, into[i], False)
+                below[i] = into[i]
+        return below
 
     def backward(self, ops: Ops, d_outs: Sequence[Array], x: Array, u: Float32, dx: Array | None, *, dx_lora: Array | None = None) -> None:
         """Adds the adapters' gradients; ``dx`` act or float32 (T, in) = dL/dx, or None where nobody needs it."""
@@ -66,9 +96,9 @@ class Group:
         )
 
     @property
-    def parts(self) -> tuple[list[Any], list[Any], list[Any], list[float]]:
-        """Weights, A, B and scales of the members, as ``_core.Decoder`` takes a group."""
-        return self.weights, self._a, self._b, self._scales
+    def parts(self) -> tuple[list[Any], list[Any], list[Any], list[float], list[Any]]:
+        """Weights, A, B, scales and factors of the members, as ``_core.Decoder`` takes a group."""
+        return self.weights, self._a, self._b, self._scales, [m.factors if m else None for m in self.magnitudes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +143,8 @@ class Saved:
     u_o: Float32  # (Tq, R)
     u_gate_up: Float32  # (Tq, ΣR)
     u_down: Float32  # (Tq, R)
+    y_o: Array  # act (Tq, D)  of o and of down by themselves; only with DoRA
+    y_down: Array
 
 
 def allocate_saved(take: Callable[..., Array], layer: Layer, act: Any, tokens: int, rows: int, heads: int) -> Saved:
@@ -139,4 +171,6 @@ def allocate_saved(take: Callable[..., Array], layer: Layer, act: Any, tokens: i
         u_o=take("u_o", (rows, layer.o.rank), f32),
         u_gate_up=take("u_gate_up", (rows, layer.gate_up.rank), f32),
         u_down=take("u_down", (rows, layer.down.rank), f32),
+        y_o=take("y_o", (rows if layer.o.dora else 0, hidden), act),
+        y_down=take("y_down", (rows if layer.down.dora else 0, hidden), act),
     )

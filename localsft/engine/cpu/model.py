@@ -10,7 +10,7 @@ frozen layers below the lowest adapted one keep nothing and get no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from localsft.batch import Float32, Int32, PackedBatch
 from localsft.engine.cpu.architecture import Architecture
 from localsft.engine.cpu.buffers import Buffers
+from localsft.engine.cpu.dora import Magnitude
 from localsft.engine.cpu.frozen import RowStore, path_keys
-from localsft.engine.cpu.layers import Group, Layer, Saved, allocate_saved
+from localsft.engine.cpu.layers import Group, Layer, Linear, Saved, allocate_saved
 from localsft.engine.cpu.ops import Ops
 from localsft.engine.cpu.rotary import RotaryTable
 
@@ -92,6 +93,24 @@ class Model:
         self.frozen: RowStore | None = None  # set by the engine's owner: a cache for layers below the lowest adapted one
         self.buffers = Buffers()
         self.lowest = min((layer.index for layer in layers if layer.adapted), default=len(layers))
+
+    def update_factors(self) -> None:
+        """DoRA's factors by the adapters' present values: to be called when these have changed."""
+        for linear, magnitude in self.magnitudes():
+            assert linear.adapter is not None
+            magnitude.update(self.ops, linear.weight, linear.adapter.a, linear.adapter.b, linear.adapter.scale)
+
+    def weight_squares(self) -> dict[str, NDArray[np.float64]]:
+        """‖W_o‖² (out,) of the linears with DoRA, by name."""
+        return {linear.name: magnitude.weight_squares for linear, magnitude in self.magnitudes()}
+
+    def magnitudes(self) -> Iterator[tuple[Linear, Magnitude]]:
+        """The linears with DoRA, each once."""
+        for layer in self.layers:
+            for group in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                for linear in group.members:
+                    if linear.adapter and linear.adapter.magnitude:
+                        yield linear, linear.adapter.magnitude
 
     # ---- forward -----------------------------------------------------------------------------------------------------
 
@@ -165,7 +184,7 @@ class Model:
             s.q, s.k, s.v, q_rows, p.batch.segment_starts, p.batch.segment_parents, s.o, s.lse,
             arch.heads, arch.kv_heads, arch.attention_scale, window=arch.window,
         )  # fmt: skip
-        self._linear(layer.o, p, layer.index, "o", s.o, [h], s.u_o, add=True)
+        self._linear(layer.o, p, layer.index, "o", s.o, [h], s.u_o, kept=s.y_o)
         return h
 
     def _mlp_forward(self, layer: Layer, p: Pass, h: Float32, s: Saved) -> Float32:
@@ -175,7 +194,7 @@ class Model:
         self._linear(layer.gate_up, p, layer.index, "gate_up", x, [s.gate, s.up], s.u_gate_up)
         a = self._act("a", s.gate.shape)
         ops.swiglu(s.gate, s.up, a)
-        self._linear(layer.down, p, layer.index, "down", a, [h], s.u_down, add=True)
+        self._linear(layer.down, p, layer.index, "down", a, [h], s.u_down, kept=s.y_down)
         return h
 
     def _skip_frozen(self, p: Pass, h: Float32) -> int:
@@ -228,16 +247,20 @@ class Model:
         # h = h_mid + down(a)
         a = self._act("a", s.gate.shape)
         ops.swiglu(s.gate, s.up, a)
-        dy = ops.to_act(dh, self._act("d_act", dh.shape))
+        dy = self._through_kept(layer.down, ops.to_act(dh, self._act("d_act", dh.shape)), s.y_down)
         if stop and not layer.gate_up.adapted:
             self._linear_backward(layer.down, p, layer.index, "down", [dy], a, s.u_down, None)
             return
         da = self._act("da", s.gate.shape)
         self._linear_backward(layer.down, p, layer.index, "down", [dy], a, s.u_down, da)
-        ops.swiglu_backward(da, s.gate, s.up, s.gate, s.up)  # in place: gate and up are not needed again
+        d_gate, d_up = s.gate, s.up  # in place: gate and up are not needed again, but by the factors of DoRA
+        if layer.gate_up.dora:
+            d_gate, d_up = self._act("d_gate", s.gate.shape), self._act("d_up", s.up.shape)
+        ops.swiglu_backward(da, s.gate, s.up, d_gate, d_up)
+        below = self._through(layer.gate_up, [d_gate, d_up], [s.gate, s.up])
         x = self._normed_again(layer.gate_up, "x", s.h_mid, layer.mlp_norm, s.rstd_mid)
         dx = None if stop else self._act("dx", dh.shape)
-        self._linear_backward(layer.gate_up, p, layer.index, "gate_up", [s.gate, s.up], x, s.u_gate_up, dx)
+        self._linear_backward(layer.gate_up, p, layer.index, "gate_up", below, x, s.u_gate_up, dx)
         if dx is not None:
             ops.rms_norm_backward(dx, s.h_mid, layer.mlp_norm, s.rstd_mid, dh)
 
@@ -245,7 +268,7 @@ class Model:
         ops, arch = self.ops, self.architecture
         trimmed = self._is_trimmed(p, layer)
         # h_mid = h_in + o(attention)
-        dy = ops.to_act(dh, self._act("d_act", dh.shape))
+        dy = self._through_kept(layer.o, ops.to_act(dh, self._act("d_act", dh.shape)), s.y_o)
         if stop and not layer.qkv.adapted:
             self._linear_backward(layer.o, p, layer.index, "o", [dy], s.o, s.u_o, None)
             return dh
@@ -257,19 +280,25 @@ class Model:
             s.q, s.k, s.v, s.o, s.lse, do, q_rows, p.batch.segment_starts, p.batch.segment_parents, dq, dk, dv,
             arch.heads, arch.kv_heads, arch.attention_scale, window=arch.window,
         )  # fmt: skip
-        ops.rope(dq, p.cos[p.rows] if trimmed else p.cos, p.sin[p.rows] if trimmed else p.sin, arch.heads, True)
+        cos_q, sin_q = (p.cos[p.rows], p.sin[p.rows]) if trimmed else (p.cos, p.sin)
+        ops.rope(dq, cos_q, sin_q, arch.heads, True)
         ops.rope(dk, p.cos, p.sin, arch.kv_heads, True)
+        if layer.qkv.dora:  # its factors were applied before the rotary embedding
+            ops.rope(s.q, cos_q, sin_q, arch.heads, True)
+            ops.rope(s.k, p.cos, p.sin, arch.kv_heads, True)
         x = self._normed_again(layer.qkv, "x", s.h_in, layer.attention_norm, s.rstd_in)
         if not trimmed:
             dx = None if stop else self._act("dx", s.h_in.shape)
-            self._linear_backward(layer.qkv, p, layer.index, "qkv", [dq, dk, dv], x, s.u_qkv, dx)
+            below = self._through(layer.qkv, [dq, dk, dv], [s.q, s.k, s.v])
+            self._linear_backward(layer.qkv, p, layer.index, "qkv", below, x, s.u_qkv, dx)
             if dx is not None:
                 ops.rms_norm_backward(dx, s.h_in, layer.attention_norm, s.rstd_in, dh)
             return dh
         dx = None if stop else self.buffers.take("dx_sum", s.h_in.shape, np.float32)
-        self._linear_backward(layer.kv, p, layer.index, "qkv", [dk, dv], x, s.u_qkv, dx)
+        self._linear_backward(layer.kv, p, layer.index, "qkv", self._through(layer.kv, [dk, dv], [s.k, s.v]), x, s.u_qkv, dx)
         dx_rows = None if stop else self.buffers.take("dx_rows", dh.shape, np.float32)
-        self._linear_backward(layer.q, p, layer.index, "q", [dq], self._gather("x_rows", x, p.rows), s.u_q, dx_rows)
+        below = self._through(layer.q, [dq], [s.q])
+        self._linear_backward(layer.q, p, layer.index, "q", below, self._gather("x_rows", x, p.rows), s.u_q, dx_rows)
         if dx is None:
             return dh
         ops.scatter_add_rows(dx_rows, p.rows, dx)
@@ -303,12 +332,22 @@ class Model:
         self.ops.rms_norm_again(saved, weight, rstd, out)
         return out
 
-    def _linear(self, group: Group, p: Pass, layer: int, site: str, x: Array, outs: list[Array], u: Float32, *, add: bool = False) -> None:
+    def _through(self, group: Group, d_outs: list[Array], outs: list[Array]) -> list[Array]:
+        return group.through_factors(self.ops, d_outs, outs, d_outs)
+
+    def _through_kept(self, group: Group, dy: Array, kept: Array) -> Array:
+        if not group.dora:
+            return dy
+        return group.through_factors(self.ops, [dy], [kept], [self._act("d_scaled", dy.shape)], kept=True)[0]
+
+    def _linear(
+        self, group: Group, p: Pass, layer: int, site: str, x: Array, outs: list[Array], u: Float32, *, kept: Array | None = None
+    ) -> None:
         x_lora = None
         if p.dropout and group.adapted:
             x_lora = self._act("x_lora", x.shape)
             self.ops.dropout(x, p.dropout.p, p.dropout.site(layer, site), x_lora)
-        group.forward(self.ops, x, outs, u, add=add, x_lora=x_lora)
+        group.forward(self.ops, x, outs, u, kept=kept, x_lora=x_lora)
 
     def _linear_backward(
         self, group: Group, p: Pass, layer: int, site: str, d_outs: list[Array], x: Array, u: Float32, dx: Array | None

@@ -6,6 +6,7 @@ A is kept as (R, in), the transpose of mlx-lm's ``lora_a`` (in, R): its rows are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,26 +18,26 @@ from localsft.engine.adapter import Shape, fitting
 
 
 class AdapterParameters:
-    """``shapes``: mlx-lm's names and shapes, ``<module>.lora_a`` (in, R) and ``<module>.lora_b`` (R, out)."""
+    """``shapes``: mlx-lm's names and shapes, ``<module>.lora_a`` (in, R), ``<module>.lora_b`` (R, out), ``<module>.m`` (out,)."""
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = dict(shapes)
-        size = sum(rows * columns for rows, columns in self.shapes.values())
+        size = sum(math.prod(shape) for shape in self.shapes.values())
         self.values = np.zeros(size, dtype=np.float32)
         self.gradient = np.zeros(size, dtype=np.float32)
         self.moment1 = np.zeros(size, dtype=np.float32)
         self.moment2 = np.zeros(size, dtype=np.float32)
         self._ranges: dict[str, tuple[int, int]] = {}
         start = 0
-        for name, (rows, columns) in self.shapes.items():
-            self._ranges[name] = (start, start + rows * columns)
-            start += rows * columns
+        for name, shape in self.shapes.items():
+            self._ranges[name] = (start, start + math.prod(shape))
+            start += math.prod(shape)
 
     def view(self, flat: Float32, name: str) -> Float32:
-        """The part of ``flat`` that is ``name``, in the kernels' layout: A (R, in), B (R, out)."""
-        rows, columns = self.shapes[name]
+        """The part of ``flat`` that is ``name``, in the kernels' layout: A (R, in), B (R, out), m (out,)."""
+        shape = self.shapes[name]
         start, stop = self._ranges[name]
-        return flat[start:stop].reshape((columns, rows) if name.endswith(".lora_a") else (rows, columns))
+        return flat[start:stop].reshape(shape[::-1] if name.endswith(".lora_a") else shape)
 
     def export(self, flat: Float32) -> dict[str, Float32]:
         """Copies by name in mlx-lm's shapes."""

@@ -85,6 +85,19 @@ class ReferenceOps:
                 y += self.low(scale * down) @ self.low(b)
             self.put(out, out + y if add else y)
 
+    def linear_decode(self, x: Any, weights: Any, lora_a: Any, lora_b: Any, scales: Any, outs: Any) -> None:
+        for weight, a, b, scale, out in zip(weights, lora_a, lora_b, scales, outs, strict=True):
+            out[...] = x.astype(np.float64) @ weight.T
+            if a is not None:
+                out += scale * (x.astype(np.float64) @ a.T.astype(np.float64)) @ b
+
+    def scale_columns(self, x: Any, c: Any, out: Any, add: Any) -> None:
+        y = x.astype(np.float64) * c
+        self.put(out, out + y if add else y)
+
+    def column_dots(self, x: Any, y: Any, r: Any, out: Any) -> None:
+        out += r * (x.astype(np.float64) * y).sum(0)
+
     def linear_backward(
         self,
         dys: Any,

@@ -33,11 +33,11 @@ class Checkpointed:
         arrays = {path: value for path, value in flat if isinstance(value, mx.array)}
         rest = [(path, value) for path, value in flat if path not in arrays and not isinstance(value, PackedCache)]
         cache_paths = [path for path, value in flat if isinstance(value, PackedCache)]
-        masters = [(module.lora_a, module.lora_b) for module in self._loras]
+        masters = [module.tensors for module in self._loras]
 
         def run(arrays: Mapping[str, mx.array], masters: list[Any], above: list[Any]) -> Any:
-            for module, (a, b) in zip(self._loras, masters, strict=True):
-                module.lora_a, module.lora_b = a, b
+            for module, tensors in zip(self._loras, masters, strict=True):
+                module.use(tensors)
             inner = [PackedCache(cache.attending, tuple(kv) if kv else None) for cache, kv in zip(caches, above, strict=True)]
             call = tree_unflatten([*arrays.items(), *rest, *zip(cache_paths, inner, strict=True)])
             out = self._layer(*call.get("args", []), **call.get("kwargs", {}))
@@ -46,8 +46,8 @@ class Checkpointed:
             return out, [[x + 0 if id(x) in returned else x for x in cache.own or ()] for cache in inner]
 
         out, own = mx.checkpoint(run)(arrays, masters, [list(cache.above) if cache.above else [] for cache in caches])
-        for module, (a, b) in zip(self._loras, masters, strict=True):
-            module.lora_a, module.lora_b = a, b
+        for module, tensors in zip(self._loras, masters, strict=True):
+            module.use(tensors)
         for cache, kv in zip(caches, own, strict=True):
             cache.own = tuple(kv) if kv else None
         return out

@@ -91,7 +91,7 @@ class MlxEngine:
         self._weight = 0.0  # Σ w accumulated since the last step
         self._loss_finite = True
         self._drop_gradient()
-        self.load_adapter(initial_adapter(self.shapes, seed))
+        self.load_adapter(initial_adapter(self.shapes, seed, self._adapter.weight_squares()))
         self.load_optimizer_state({name: np.zeros(shape, np.float32) for name, shape in optimizer_shapes(self.shapes).items()})
         self._details = {
             "device": str(mx.default_device()),

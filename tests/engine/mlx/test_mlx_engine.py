@@ -17,7 +17,7 @@ from localsft.engine.base import Sampling
 from localsft.engine.mlx.engine import MlxEngine
 from localsft.engine.mlx.forward import Packing, to_arrays
 from localsft.engine.mlx.packed_cache import Attending
-from localsft.errors import InputError, UsageError
+from localsft.errors import InputError
 from tests.engine.mlx.mlx_cases import LORAS, OPTIM, Golden, accumulate, expanded, load_golden, packed, random_tree, relative
 
 # float32 sums over at most a few hundred terms, through 3 layers; gradients are relative to the largest entry.
@@ -215,8 +215,6 @@ def test_misfits_are_named(tied: Golden, tmp_path: Path) -> None:
         engine.load_adapter(tied.tensors("init/"))
     with pytest.raises(InputError, match=r"the optimizer state does not fit.*is missing"):
         engine.load_optimizer_state({})
-    with pytest.raises(UsageError, match="dora"):
-        MlxEngine(tied.base, LoraConfig(variant="dora"), OPTIM)
 
 
 def test_the_engine_says_what_it_is(tied: Golden) -> None:
