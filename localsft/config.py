@@ -49,7 +49,9 @@ class LoraConfig:
     dropout: Below1 = setting(0.0, "Dropout on the adapter's input.")
     layers: Count | Literal["all"] = setting("all", "Adapt only the last N layers, or all.")
     targets: tuple[Linear, ...] = setting(LINEARS, "Linear layers to adapt, separated by commas.")
-    variant: Literal["lora", "rslora", "dora"] = setting("lora", "Kind of adapter.")
+    variant: Literal["lora", "rslora", "dora"] = setting(
+        "lora", "Kind of adapter: rslora scales by sqrt(rank), dora also trains the size of each output."
+    )
 
     @property
     def scale(self) -> float:

@@ -106,6 +106,12 @@ def initial_adapter(
     return tensors
 
 
+def unchanging(shapes: Mapping[str, Shape], weight_squares: Mapping[str, NDArray[np.float64]]) -> dict[str, Float32]:
+    """The adapter that leaves the base as it was: see ``initial_adapter``, with A zero too."""
+    start = initial_adapter(shapes, 0, weight_squares)
+    return {name: values if name.endswith(".m") else np.zeros_like(values) for name, values in start.items()}
+
+
 def fitting(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, Shape], what: str = "the adapter") -> dict[str, Float32]:
     """``tensors`` as float32 copies in the order of ``shapes``, if exactly these names and shapes are there.
 

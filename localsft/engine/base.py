@@ -94,7 +94,10 @@ class Engine(Protocol):
         """Tell the allocator, where the engine has one, the bytes that a plan counted (``memory``) for the passes to come."""
 
     def adapter(self) -> dict[str, Float32]:
-        """``model.layers.N.<module>.lora_a`` (in, R) and ``.lora_b`` (R, out), float32 copies, mlx-lm's names."""
+        """``model.layers.N.<module>.lora_a`` (in, R), ``.lora_b`` (R, out), with DoRA ``.m`` (out,), float32 copies, mlx-lm's names."""
+
+    def unchanging(self) -> dict[str, Float32]:
+        """An adapter under which the base is as it was: B zero, and with DoRA m = ‖W‖."""
 
     def load_adapter(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set the adapter; every name and shape must fit, all misfits are named in one InputError."""

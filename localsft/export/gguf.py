@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from localsft.errors import InputError
+from localsft.errors import InputError, UsageError
 from localsft.export.families import gguf_architecture, gguf_modules, import_gguf, named, permutes
 from localsft.export.lowrank import Update
 from localsft.export.source import Source
@@ -24,8 +24,16 @@ GGUF_FILE = "adapter.gguf"
 
 
 def write_gguf_lora(folder: Path, source: Source) -> None:
-    """Write ``adapter.gguf`` into ``folder``, float32, one alpha for all (every linear has the same rank)."""
+    """Write ``adapter.gguf`` into ``folder``, float32, one alpha for all (every linear has the same rank).
+
+    Raises UsageError for DoRA, whose magnitudes llama.cpp does not know.
+    """
     base, updates = source.model.base, source.updates
+    if any(update.magnitude is not None for update in updates.values()):
+        raise UsageError(
+            "llama.cpp's adapters can't express DoRA (llama-adapter.cpp knows A and B only): export it --to merged-gguf, or --to ollama "
+            "with a merged type"
+        )
     names = gguf_modules(updates, base)
     gguf = import_gguf()
     rank = next(iter(updates.values())).rank

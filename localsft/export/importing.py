@@ -73,6 +73,8 @@ def lora_of(updates: Mapping[str, Update], model: LoadedModel, path: Path, dropo
     """The settings under which our engines would make exactly these tensors. InputError where there are none: other linears in
     different layers, or layers left out in the middle."""
     some = next(iter(updates.values()))
+    dora = some.magnitude is not None
+    rslora = rslora and not dora  # of both at once DoRA is kept; alpha makes the same scale
     alpha = some.scale * (some.rank**0.5 if rslora else some.rank)
     shapes = linears(model.base)
     layers = {name: layer_of(name) for name in shapes}
@@ -87,7 +89,7 @@ def lora_of(updates: Mapping[str, Update], model: LoadedModel, path: Path, dropo
         dropout=dropout,
         layers="all" if lowest == 0 else n_layers - lowest,
         targets=targets,
-        variant="rslora" if rslora else "lora",
+        variant="dora" if dora else "rslora" if rslora else "lora",
     )
     wanted = {
         name for name in shapes if layers[name] >= lowest and name.rpartition(".")[2] in (set(targets) if targets != LINEARS else every)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-
 from localsft.atomic import atomic_folder
 from localsft.config import LoraConfig, OptimConfig
 from localsft.engine import open_engine
@@ -98,7 +96,7 @@ def check_merged_loss(path: Path, source: Source) -> Check:
         engine = open_source_engine(source)
         engine.load_adapter(source.adapter.tensors)
         trained = evaluate(engine, batches).loss
-        engine.load_adapter({name: np.zeros_like(values) for name, values in source.adapter.tensors.items()})
+        engine.load_adapter(engine.unchanging())
         base = evaluate(engine, batches).loss
         name = engine.info.name
         del engine

@@ -43,7 +43,7 @@ def stored(tensor: Tensor, name: str, update: Update | None, kind: str) -> Tenso
     """What becomes of one tensor. Without an update and with ``kind`` "base": itself."""
     if update is None and (kind == OWN or (kind in MLX and isinstance(tensor, AffineQuantized))):
         return tensor
-    weight = as_f32(tensor) if update is None else as_f32(tensor) + update.delta()
+    weight = as_f32(tensor) if update is None else _sum(as_f32(tensor), update)
     if kind == OWN:
         return _like(weight, tensor)
     if kind in DENSE:
@@ -52,6 +52,10 @@ def stored(tensor: Tensor, name: str, update: Update | None, kind: str) -> Tenso
         return tensor
     group = next((size for size in (64, 32) if weight.shape[1] % size == 0), None)
     return _dense(weight, "bf16") if group is None else quantize_affine(weight.astype(np.float16), MLX[kind], group)
+
+
+def _sum(weight: NDArray[np.float32], update: Update) -> NDArray[np.float32]:
+    return weight + update.delta(weight)
 
 
 def _like(weight: NDArray[np.float32], tensor: Tensor) -> Tensor:
@@ -72,7 +76,8 @@ def measure(base: BaseModel, updates: Mapping[str, Update], kind: str) -> Iterat
     """What would survive in each linear if it were merged as ``kind``, without writing anything."""
     for module, update in updates.items():
         tensor = base.tensors[f"{module}.weight"]
-        yield survival_of(module, as_f32(tensor), update.delta(), as_f32(stored(tensor, module, update, kind)))
+        weight = as_f32(tensor)
+        yield survival_of(module, weight, update.delta(weight), as_f32(stored(tensor, module, update, kind)))
 
 
 def write_merged(
@@ -103,7 +108,7 @@ def check_merged(folder: Path, source: Source, kind: str) -> tuple[list[Check], 
         old = as_f32(base.tensors[name])
         new = as_f32(merged.tensors[name]) if name in merged.tensors else np.zeros(0, np.float32)
         if module in source.updates:
-            parts.append(survival_of(module, old, source.updates[module].delta(), new))
+            parts.append(survival_of(module, old, source.updates[module].delta(old), new))
         elif old.shape != new.shape or (kind not in MLX and not _close(new, old, _HALF_UNIT.get(kind, 0.0))):
             changed.append(name)
     rest = len(base.tensors) - len(parts)

@@ -55,7 +55,8 @@ def quantized(weight: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
 
 def merged_weight(base: BaseModel, module: str, update: Update) -> NDArray[np.float32]:
     """W + ΔW in float32, Hugging Face's row order."""
-    return as_f32(base.tensors[f"{module}.weight"]) + update.delta()
+    weight = as_f32(base.tensors[f"{module}.weight"])
+    return weight + update.delta(weight)
 
 
 def rows_for_gguf(weight: NDArray[np.float32], module: str, base: BaseModel) -> NDArray[np.float32]:
@@ -68,7 +69,8 @@ def measure(base: BaseModel, updates: Mapping[str, Update], kind: str) -> Iterat
     chosen = types_of(base, updates, kind)
     for module, update in updates.items():
         type_name = chosen[str(gguf_name(f"{module}.weight"))]
-        weight, delta = as_f32(base.tensors[f"{module}.weight"]), update.delta()
+        weight = as_f32(base.tensors[f"{module}.weight"])
+        delta = update.delta(weight)
         tensor = decode(quantized(weight + delta, type_name).reshape(-1), type_name, weight.shape)
         yield survival_of(module, weight, delta, as_f32(tensor))
 
@@ -99,7 +101,7 @@ def check_merged_gguf(path: Path, source: Source) -> tuple[list[Check], list[Sur
     parts = []
     for module, update in source.updates.items():
         weight = as_f32(base.tensors[f"{module}.weight"])
-        parts.append(survival_of(module, weight, update.delta(), as_f32(merged.tensors[f"{module}.weight"])))
+        parts.append(survival_of(module, weight, update.delta(weight), as_f32(merged.tensors[f"{module}.weight"])))
     checks = [Check("read back", True, f"{len(merged.tensors)} tensors, as llama.cpp names them"), _check_rest(path, source)]
     checks.append(_check_metadata(path, source))
     return checks, parts

@@ -42,10 +42,17 @@ def read_mlx(folder: Path) -> tuple[dict[str, Update], dict[str, str]]:
             tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder}: can't be read as an mlx-lm adapter ({type(error).__name__}: {error}); write it again") from None
-    if config.get("fine_tune_type", "lora") != "lora":
-        raise InputError(f"{folder}: fine_tune_type is {config['fine_tune_type']!r}; only LoRA adapters can be used")
+    kind = config.get("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise InputError(f"{folder}: fine_tune_type is {kind!r}; only LoRA and DoRA adapters can be used")
     found = updates_of(tensors, scale, str(path))
     problems = [f"{name} has rank {update.rank}, not {rank}" for name, update in found.items() if update.rank != rank]
+    # mlx-lm passes over tensors that it has no place for, and keeps the base's magnitudes where the file has none.
+    problems += [
+        f"fine_tune_type is {kind}, but {name} has {'no ' if kind == 'dora' else ''}magnitudes"
+        for name, update in found.items()
+        if (update.magnitude is not None) != (kind == "dora")
+    ]
     if keys is not None:
         problems += [f"{name} is not among the keys" for name in found if not any(name.endswith(f".{key}") for key in keys)]
     if isinstance(count, int) and count > 0:

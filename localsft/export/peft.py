@@ -1,7 +1,7 @@
 """The PEFT adapter folder: adapter_model.safetensors and adapter_config.json, as peft.PeftModel.from_pretrained reads them.
 
 Keys ``base_model.model.<linear>.lora_A.weight`` (R, in) and ``.lora_B.weight`` (out, R); ΔW = alpha/R · B·A, or alpha/√R with
-``use_rslora`` (peft/tuners/lora/layer.py, update_layer).
+``use_rslora`` (peft/tuners/lora/layer.py, update_layer). DoRA: ``.lora_magnitude_vector`` (out,), ``use_dora``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from localsft.weights.safetensors import write_safetensors
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
-_KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
+_KEY = re.compile(
+    r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.(?:lora_(?P<half>[AB])(?:\.default)?\.weight|lora_(?P<m>magnitude_vector)(?:\.default)?(?:\.weight)?)"
+)
 _LAYER = re.compile(r"\.layers\.([0-9]+)\.")
 
 
@@ -47,6 +49,8 @@ def write_peft(folder: Path, source: Source) -> None:
     for module, update in source.updates.items():
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(update.a.T)
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(update.b.T)
+        if update.magnitude is not None:
+            tensors[f"{_PREFIX}{module}.lora_magnitude_vector"] = update.magnitude
     write_safetensors(folder / PEFT_FILE, tensors, {"format": "pt", **source.provenance.texts()})
     config = peft_config(source)
     (folder / PEFT_CONFIG).write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
@@ -72,7 +76,7 @@ def peft_config(source: Source) -> dict[str, Any]:
         "inference_mode": True,
         "init_lora_weights": True,
         "use_rslora": lora.variant == "rslora",
-        "use_dora": False,
+        "use_dora": lora.variant == "dora",
         "rank_pattern": {},
         "alpha_pattern": {},
         "modules_to_save": None,
@@ -115,14 +119,18 @@ def read_peft(folder: Path) -> tuple[dict[str, Update], dict[str, str], dict[str
     problems = []
     for name, values in tensors.items():
         match = _KEY.fullmatch(name)
-        if match is None or values.ndim != 2:
+        if match is None or values.ndim != (1 if match["m"] else 2):
             problems.append(f"{name} is no LoRA matrix of a linear layer")
         else:
-            halves.setdefault(match["module"], {})[match["half"]] = values
+            halves.setdefault(match["module"], {})[match["half"] or "m"] = values
     found: dict[str, Update] = {}
     for module, pair in sorted(halves.items()):
-        if len(pair) < 2:
-            problems.append(f"{module}.lora_{'B' if 'A' in pair else 'A'} is missing")
+        names = {"A": "lora_A", "B": "lora_B"} | ({"m": "lora_magnitude_vector"} if config.get("use_dora") else {})
+        if lacking := [name for half, name in names.items() if half not in pair]:
+            problems.append(f"{module}.{lacking[0]} is missing")
+            continue
+        if len(pair) > len(names):
+            problems.append(f"{module} has magnitudes, but use_dora is not set")
             continue
         rank, alpha = _pattern(config, "rank_pattern", module, "r"), _pattern(config, "alpha_pattern", module, "lora_alpha")
         a, b = pair["A"], pair["B"]
@@ -130,7 +138,11 @@ def read_peft(folder: Path) -> tuple[dict[str, Update], dict[str, str], dict[str
             problems.append(f"{module} has shapes {a.shape} and {b.shape}, not rank {rank:g}")
             continue
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        found[module] = Update(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), scale)
+        magnitude = pair.get("m")
+        if magnitude is not None and magnitude.shape != b.shape[:1]:
+            problems.append(f"{module} has {magnitude.size} magnitudes for {len(b)} outputs")
+            continue
+        found[module] = Update(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), scale, magnitude)
     if problems:
         raise InputError(f"{folder}: {named(problems, 4)}; write the adapter again with the program that made it")
     return found, texts, config
@@ -141,7 +153,6 @@ def _refuse_unlike_lora(config: Mapping[str, Any], folder: Path) -> None:
         name
         for name, present in {
             f"peft_type {config.get('peft_type')}": config.get("peft_type") != "LORA",
-            "DoRA (use_dora)": config.get("use_dora"),
             f"bias '{config.get('bias')}'": config.get("bias", "none") != "none",
             "fan_in_fan_out": config.get("fan_in_fan_out"),
             "modules_to_save": config.get("modules_to_save"),
@@ -150,7 +161,7 @@ def _refuse_unlike_lora(config: Mapping[str, Any], folder: Path) -> None:
         if present
     ]
     if unlike:
-        raise InputError(f"{folder}: uses {', '.join(unlike)}, which localsft does not train; only plain LoRA and rsLoRA can be used")
+        raise InputError(f"{folder}: uses {', '.join(unlike)}, which localsft does not train; only LoRA, rsLoRA and DoRA can be used")
 
 
 def _pattern(config: Mapping[str, Any], key: str, module: str, default: str) -> float:

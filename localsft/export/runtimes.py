@@ -236,7 +236,7 @@ def adapter_runtime_checks(target: str, source: Source, opened: Engine | None = 
         except LocalsftError as error:
             return [Check("runtime", None, f"no engine here runs this base to compare {runtimes[0].name} with: {error}")]
         prompts = runtime_prompts(source)
-        engine.load_adapter({name: np.zeros_like(values) for name, values in source.adapter.tensors.items()})
+        engine.load_adapter(engine.unchanging())
         plain = last_logits(engine, prompts)
         engine.load_adapter(source.adapter.tensors)
         with tempfile.TemporaryDirectory() as temporary:

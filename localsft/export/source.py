@@ -155,8 +155,11 @@ def check_fit(updates: Mapping[str, Update], model: LoadedModel, where: Path) ->
                 problems.append(f"{module} is not in the base")
         elif update.shape != shapes[module]:
             problems.append(f"{module} is {update.shape}, the base's {shapes[module]}")
-        if not (np.isfinite(update.a).all() and np.isfinite(update.b).all()):
+        parts = [update.a, update.b] + ([] if update.magnitude is None else [update.magnitude])
+        if not all(np.isfinite(part).all() for part in parts):
             problems.append(f"{module} holds values that are not finite")
+    if len({update.magnitude is None for update in updates.values()}) > 1:
+        problems.append("some linears have magnitudes (DoRA) and others none")
     ranks = sorted({update.rank for update in updates.values()})
     if len(ranks) > 1:
         problems.append(f"ranks are mixed ({', '.join(map(str, ranks))})")

@@ -121,8 +121,7 @@ def check_logits(found: Mapping[str, Update], source: Source, engine: Engine | N
     scale = source.adapter.lora.scale
     opened.load_adapter(source.adapter.tensors)
     trained = all_logits(opened, batches)
-    zeros = {name: np.zeros_like(values) for name, values in source.adapter.tensors.items()}
-    opened.load_adapter(zeros)
+    opened.load_adapter(opened.unchanging())
     base = all_logits(opened, batches)
     try:
         opened.load_adapter(mlx_tensors(found, scale))

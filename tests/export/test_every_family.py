@@ -30,16 +30,19 @@ from tests.export.test_export_table import table
 OFTEN = ("mixtral", "gemma3_text", "phi3", "smollm3", "granite", "deepseek_v3")
 ALL = tuple(dict.fromkeys([*PACKED, *SINGLE, *ALONE]))
 LORA = LoraConfig(rank=3, alpha=6.0)
+DORA = replace(LORA, variant="dora")
 
 
-def family_source(tmp_path: Path, family: str, **changes: object) -> tuple[Source, MlxEngine]:
+def family_source(tmp_path: Path, family: str, lora: LoraConfig = LORA, **changes: object) -> tuple[Source, MlxEngine]:
     config = config_of(family) | {"eos_token_id": 2}
     config |= {key: V for key in ("vocab_size", "vocab_size_per_layer_input") if key in config}  # MLX reads beyond a table unasked
     base = load_base(write_model(tmp_path / "base", config | changes))
-    engine = MlxEngine(base, LORA, OptimConfig())
+    engine = MlxEngine(base, lora, OptimConfig())
     rng = np.random.default_rng(0)
     tensors = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in engine.shapes.items()}
-    save_adapter(tmp_path / "adapter", tensors, LORA, BaseRef("tiny", base.hash, base.config.n_layers))
+    for name in [name for name in tensors if name.endswith(".m")]:
+        tensors[name] = engine.adapter()[name] * rng.uniform(0.8, 1.2, tensors[name].shape).astype(np.float32)
+    save_adapter(tmp_path / "adapter", tensors, lora, BaseRef("tiny", base.hash, base.config.n_layers))
     source = open_source(tmp_path / "adapter", loaded(base), base_model="someone/tiny", engine="mlx")
     return replace(source, probes=source.probes[:4]), engine
 
@@ -77,6 +80,26 @@ def test_merged_family(tmp_path: Path, family: str) -> None:
         assert cell.startswith(("yes", "run", "where")), family
         failed = [check for check in proof.checks if check.ok is False]
         assert not failed and {check.name: check.ok for check in proof.checks}["loss"], failed
+
+
+@pytest.mark.parametrize("family", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ALL])
+def test_dora_family(tmp_path: Path, family: str) -> None:
+    """DoRA on each family that has no stacked experts: in mlx-lm's and PEFT's form, and merged."""
+    try:
+        source, engine = family_source(tmp_path, family, DORA)
+    except UsageError as refusal:
+        assert "stacked experts" in str(refusal)
+        assert any(key in config_of(family) for key in ("num_experts", "num_local_experts", "n_routed_experts")), family
+        return
+    for target in ("mlx", "peft") if family in FAMILIES else ("mlx",):
+        folder = tmp_path / target
+        folder.mkdir()
+        WRITERS[target](folder, source)
+        wrong = [check for check in check_adapter(folder, target, source, engine) if check.name != "template" and not check.ok]
+        assert not wrong, (target, wrong)
+    if table().get(family, {}).get("merged") == "yes":
+        proof = export_merged(source, "merged", tmp_path / "out", "f32")
+        assert not [check for check in proof.checks if check.ok is False]
 
 
 @pytest.mark.slow

@@ -69,8 +69,8 @@ def test_alpha_pattern_and_rank_pattern_are_obeyed(tmp_path: Path, source: Sourc
 
 def test_unlike_lora_is_refused_by_name(tmp_path: Path, source: Source) -> None:
     export_adapter(source, "peft", tmp_path / "out")
-    edit(tmp_path / "out", {"use_dora": True, "modules_to_save": ["lm_head"]})
-    with pytest.raises(InputError, match=r"DoRA \(use_dora\), modules_to_save"):
+    edit(tmp_path / "out", {"bias": "all", "modules_to_save": ["lm_head"]})
+    with pytest.raises(InputError, match=r"bias 'all', modules_to_save"):
         import_adapter(tmp_path / "out", source.model, tmp_path / "back")
 
 

@@ -33,7 +33,8 @@ def scaled(source: Source, factor: float) -> Source:
 
 
 def whole(source: Source, module: str) -> Any:
-    return as_f32(source.model.base.tensors[f"{module}.weight"]) + source.updates[module].delta()
+    weight = as_f32(source.model.base.tensors[f"{module}.weight"])
+    return weight + source.updates[module].delta(weight)
 
 
 @pytest.mark.parametrize("kind", [*TYPES, "base"])

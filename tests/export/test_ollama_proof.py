@@ -25,6 +25,7 @@ from localsft.export.runtimes import open_merged, runtime_checks_of, runtime_pro
 from localsft.export.source import GENERAL_PROMPTS, Source, open_source
 from localsft.export.stop_rules import llama_cpp_stop_ids
 from localsft.session import load_model
+from localsft.tokenizer import load_tokenizer
 from tests.export.tiny import gguf_base, source_of, trained
 from tests.tiny_vocab import CHATML, CONTROL
 
@@ -86,7 +87,8 @@ def ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any], Answers], None], **keys: Any
 ) -> dict[str, Check]:
     """The checks of Ollama by their names, with a stand-in on PATH that says ``said``, changed. ``keys``: of the base's metadata."""
-    source = source_of(tmp_path, gguf_base(tmp_path / "base.gguf", **keys))
+    base = gguf_base(tmp_path / "base.gguf", **keys)
+    source = source_of(tmp_path, base, tokenizer=load_tokenizer(base.metadata, "base.gguf"))
     export_merged(source, "ollama", tmp_path / "out", "F16")
     document, own = said(source, tmp_path / "out" / "model.gguf")
     change(document, own)

@@ -17,10 +17,11 @@ from localsft.engine.adapter import adapter_shapes
 from localsft.export.families import linears
 from localsft.export.source import Source, open_source
 from localsft.session import LoadedModel
-from localsft.tokenizer import load_tokenizer
+from localsft.tokenizer import Tokenizer
 from localsft.weights.config import ModelConfig
 from localsft.weights.load import BaseModel, load_base
 from localsft.weights.names import gguf_name, gguf_row_order, llama_shapes
+from localsft.weights.quant import row_squares
 from localsft.weights.safetensors import write_safetensors
 from tests.tiny_vocab import tiny_metadata, tiny_tokenizer
 
@@ -93,21 +94,26 @@ def gguf_base(path: Path, architecture: str = "llama", quantization: str = "F32"
     return load_base(path)
 
 
-def loaded(base: BaseModel) -> LoadedModel:
-    tokenizer = load_tokenizer(base.metadata, "tiny.gguf") if "tokenizer.ggml.tokens" in base.metadata else tiny_tokenizer()
+def loaded(base: BaseModel, tokenizer: Tokenizer | None = None) -> LoadedModel:
+    tokenizer = tokenizer or tiny_tokenizer()
     return LoadedModel("tiny", base, tokenizer, chat_template(tokenizer))
 
 
 def trained(folder: Path, model: LoadedModel, lora: LoraConfig | None = None, seed: int = 0, size: float = 0.1) -> Path:
-    """An adapter folder with random A and B: what a run leaves."""
+    """An adapter folder with random A and B, and with DoRA magnitudes off the base's: what a run leaves."""
     lora = lora or LoraConfig(rank=4, alpha=10.0)
     rng = np.random.default_rng(seed)
     shapes = adapter_shapes(linears(model.base), lora)
     tensors = {name: (size * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    for name in [name for name in tensors if name.endswith(".m")]:
+        norms = np.sqrt(row_squares(model.base.tensors[f"{name.removesuffix('.m')}.weight"]))
+        tensors[name] = (norms * rng.uniform(0.8, 1.2, norms.shape)).astype(np.float32)
     save_adapter(folder, tensors, lora, BaseRef(model.name, model.base.hash, model.base.config.n_layers))
     return folder
 
 
-def source_of(folder: Path, base: BaseModel, lora: LoraConfig | None = None, engine: str = "auto") -> Source:
-    model = loaded(base)
+def source_of(
+    folder: Path, base: BaseModel, lora: LoraConfig | None = None, engine: str = "auto", tokenizer: Tokenizer | None = None
+) -> Source:
+    model = loaded(base, tokenizer)
     return open_source(trained(folder / "adapter", model, lora), model, base_model="someone/tiny", licence="mit", engine=engine)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from localsft.batch import Float32, Int32, LossSum, PackedBatch
 from localsft.config import LoraConfig, OptimConfig
-from localsft.engine.adapter import fitting, initial_adapter, optimizer_shapes, split_like
+from localsft.engine.adapter import fitting, initial_adapter, optimizer_shapes, split_like, unchanging
 from localsft.engine.base import BatchSize, EngineInfo, Generated, Sampling
 from localsft.engine.cpu.build import build_model
 from localsft.engine.cpu.decode import generate
@@ -131,6 +131,9 @@ class CpuEngine:
 
     def adapter(self) -> dict[str, Float32]:
         return self.parameters.export(self.parameters.values)
+
+    def unchanging(self) -> dict[str, Float32]:
+        return unchanging(self.parameters.shapes, self.model.weight_squares())
 
     def load_adapter(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         self.parameters.load(self.parameters.values, tensors, "the adapter")

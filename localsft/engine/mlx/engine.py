@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from localsft.batch import Float32, Int32, LossSum, PackedBatch
 from localsft.config import LoraConfig, OptimConfig
-from localsft.engine.adapter import adapter_shapes, fitting, initial_adapter, optimizer_shapes, split_like
+from localsft.engine.adapter import adapter_shapes, fitting, initial_adapter, optimizer_shapes, split_like, unchanging
 from localsft.engine.base import BatchSize, EngineInfo, Generated, Sampling
 from localsft.engine.mlx.adamw import Tensors, adamw, squared_norm
 from localsft.engine.mlx.checkpointed import Checkpointed
@@ -167,6 +167,9 @@ class MlxEngine:
 
     def adapter(self) -> dict[str, Float32]:
         return _to_numpy(self._values)
+
+    def unchanging(self) -> dict[str, Float32]:
+        return unchanging(self.shapes, self._adapter.weight_squares())
 
     def load_adapter(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         self._values = {name: mx.array(value) for name, value in fitting(tensors, self.shapes).items()}
