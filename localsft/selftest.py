@@ -29,6 +29,7 @@ from localsft.weights.tensor import Dense, Tensor
 FLOAT32_LIMIT = 2.0**-23 * 128  # relative: sums of a few hundred float32 terms through two layers
 VOCAB, HIDDEN, FFN, HEADS, KV_HEADS, HEAD_SIZE, LAYERS = 259, 96, 160, 6, 2, 16, 2
 LORA = LoraConfig(rank=4, alpha=8.0)
+DORA = LoraConfig(rank=4, alpha=8.0, variant="dora")
 OPTIM = OptimConfig()
 
 
@@ -126,9 +127,10 @@ def tiny_examples() -> list[Example]:
 
 
 def tiny_adapter(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """A and B of the same size, so that a wrong gradient of either shows."""
+    """A and B of the same size, so that a wrong gradient of either shows; magnitudes around the norms of the weights' rows, 1."""
     random = np.random.default_rng(9)
-    return {name: (0.1 * random.standard_normal(shape)).astype(np.float32) for name, shape in sorted(shapes.items())}
+    values = {name: (0.1 * random.standard_normal(shape)).astype(np.float32) for name, shape in sorted(shapes.items())}
+    return {name: 1 + x if name.endswith(".m") else x for name, x in values.items()}
 
 
 @dataclass(frozen=True)
@@ -160,22 +162,25 @@ def run() -> Iterator[Check]:
     shared = pack_step(examples, 4096)
     apart = pack_step(examples, 4096, pack=False, share_prefix=False)
 
-    def cpu(ops: Any) -> CpuEngine:
-        return CpuEngine(base, LORA, OPTIM, ops)  # type: ignore[arg-type]
+    def cpu(ops: Any, lora: LoraConfig = LORA) -> CpuEngine:
+        return CpuEngine(base, lora, OPTIM, ops)  # type: ignore[arg-type]
 
-    exact = outcome(cpu(ReferenceOps()), apart)
+    exact, exact_dora = (outcome(cpu(ReferenceOps(), lora), apart) for lora in (LORA, DORA))
     plain_bf16 = outcome(cpu(ReferenceOps(bf16=True)), apart).differs(exact)
+    plain_dora = outcome(cpu(ReferenceOps(bf16=True), DORA), apart).differs(exact_dora)
     for isa in available_isas():
         limit = 2 * plain_bf16 if Ops(isa).act_bf16 else FLOAT32_LIMIT
+        limit_dora = 2 * plain_dora if Ops(isa).act_bf16 else FLOAT32_LIMIT
 
-        def kernels(threads: int, batches: Sequence[PackedBatch], isa: str = isa) -> Outcome:
-            return outcome(cpu(Ops(isa, threads)), batches)
+        def kernels(threads: int, batches: Sequence[PackedBatch], isa: str = isa, lora: LoraConfig = LORA) -> Outcome:
+            return outcome(cpu(Ops(isa, threads), lora), batches)
 
         yield _check(isa, "loss and gradients equal float64", limit, lambda: kernels(2, apart).differs(exact))
         yield _check(isa, "packed with shared prefixes equals alone", limit, lambda: kernels(2, shared).differs(kernels(2, apart)))
         yield _check(isa, "2 threads equal 1, bit by bit", 0.0, lambda: kernels(2, shared).differs(kernels(1, shared)))
         yield _check(isa, "generation equals reading again", limit, lambda: _decoding_difference(cpu(Ops(isa, 2))))  # noqa: B023
-    yield from _mlx_checks(base, exact, shared, apart)
+        yield _check(isa, "DoRA: loss and gradients equal float64", limit_dora, lambda: kernels(2, shared, lora=DORA).differs(exact_dora))
+    yield from _mlx_checks(base, exact, exact_dora, shared, apart)
 
 
 def _decoding_difference(engine: Any) -> float:
@@ -194,7 +199,9 @@ def _decoding_difference(engine: Any) -> float:
     return worst
 
 
-def _mlx_checks(base: TinyBase, exact: Outcome, shared: Sequence[PackedBatch], apart: Sequence[PackedBatch]) -> Iterator[Check]:
+def _mlx_checks(
+    base: TinyBase, exact: Outcome, exact_dora: Outcome, shared: Sequence[PackedBatch], apart: Sequence[PackedBatch]
+) -> Iterator[Check]:
     if not has_mlx():
         return
     from localsft.engine.mlx.exact import GPU_FLOAT32_LIMIT, device_name, float32_engine
@@ -202,8 +209,8 @@ def _mlx_checks(base: TinyBase, exact: Outcome, shared: Sequence[PackedBatch], a
     subject = f"mlx ({device_name()})"
     limit = GPU_FLOAT32_LIMIT if device_name() == "gpu" else FLOAT32_LIMIT
 
-    def engine() -> Any:
-        return float32_engine(base, LORA, OPTIM)  # type: ignore[arg-type]
+    def engine(lora: LoraConfig = LORA) -> Any:
+        return float32_engine(base, lora, OPTIM)  # type: ignore[arg-type]
 
     def mlx(batches: Sequence[PackedBatch]) -> Outcome:
         return outcome(engine(), batches)
@@ -217,6 +224,8 @@ def _mlx_checks(base: TinyBase, exact: Outcome, shared: Sequence[PackedBatch], a
     yield _check(subject, "loss and gradients equal the cpu engine's", 2 * limit, lambda: mlx(shared).differs(cpu()))
     yield _check(subject, "packed with shared prefixes equals alone", limit, lambda: mlx(shared).differs(mlx(apart)))
     yield _check(subject, "generation equals reading again", limit, lambda: _decoding_difference(engine()))
+    dora = "DoRA: loss and gradients equal float64"
+    yield _check(subject, dora, limit, lambda: outcome(engine(DORA), shared).differs(exact_dora))
 
 
 def _check(subject: str, claim: str, limit: float, measure: Callable[[], float]) -> Check:

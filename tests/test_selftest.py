@@ -17,7 +17,9 @@ def test_every_check_passes() -> None:
     assert [f"{check.subject}: {check.claim}: {check.difference} {check.problem}" for check in checks if not check.passed] == []
 
 
-@pytest.mark.parametrize("operation", ["linear_backward", "attention", "swiglu_backward", "rms_norm_backward"])
+@pytest.mark.parametrize(
+    "operation", ["linear_backward", "attention", "swiglu_backward", "rms_norm_backward", "scale_columns", "column_dots"]
+)
 def test_a_wrong_kernel_fails(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operation that does nothing: its outputs are what was in the buffers."""
     original = Ops.__getattr__
