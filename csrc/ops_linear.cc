@@ -228,6 +228,37 @@ void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys
   multiply(ctx, products);
 }
 
+// x arranged for decoding with each member, once for those that want it alike; null for those that read x itself.
+std::vector<const void*> pack_decode(Context& ctx, int64_t m, const float* x, const std::vector<Member>& members) {
+  const auto& g = ctx.kernels.gemm;
+  const auto alike = [](const Matrix& a, const Matrix& b) {
+    return a.kind == b.kind && a.bits == b.bits && a.group_log2 == b.group_log2;
+  };
+  std::vector<int64_t> at(members.size(), -1);
+  int64_t bytes = 0;
+  for (size_t i = 0; i < members.size(); ++i) {
+    const Matrix& weight = members[i].weight;
+    const int64_t own = g.decode_bytes(&weight);
+    if (own == 0) continue;
+    for (size_t j = 0; j < i && at[i] < 0; ++j)
+      if (at[j] >= 0 && alike(members[j].weight, weight)) at[i] = at[j];
+    if (at[i] >= 0) continue;
+    at[i] = bytes;
+    bytes += round_up(own, int64_t(Scratch::kAlignment));
+  }
+  auto* memory = bytes == 0 ? nullptr : ctx.scratch.array<uint8_t>(0, kRows, size_t(bytes));
+  std::vector<const void*> packed(members.size(), nullptr);
+  int64_t done = 0;  // what lies before is packed
+  for (size_t i = 0; i < members.size(); ++i) {
+    if (at[i] < 0) continue;
+    packed[i] = memory + at[i];
+    if (at[i] < done) continue;
+    g.decode_pack(&members[i].weight, x, int(m), memory + at[i]);
+    done = at[i] + 1;
+  }
+  return packed;
+}
+
 }  // namespace
 
 void linear_forward(Context& ctx, int64_t m, const void* x, const void* x_lora, const std::vector<Member>& members,
@@ -275,10 +306,11 @@ void linear_decode(Context& ctx, int64_t m, const float* x, const std::vector<Me
   int64_t column = 0, rows = 0;
   for (const Member& member : members) {
     const Matrix a = dense(Kind::F32, member.adapter.a, member.adapter.rank, k);
-    g.decode(&a, 0, member.adapter.rank, x, int(m), u + column, rank);
+    g.decode(&a, 0, member.adapter.rank, x, nullptr, int(m), u + column, rank);
     column += member.adapter.rank;
     rows += member.weight.rows;
   }
+  const auto packed = pack_decode(ctx, m, x, members);
   // Blocks of output columns; many, because the members' sizes differ.
   const int64_t block = round_up(std::max<int64_t>(ceil_div(rows, 8 * ctx.pool.size()), 16), 16);
   int64_t tasks = 0;
@@ -292,7 +324,7 @@ void linear_decode(Context& ctx, int64_t m, const float* x, const std::vector<Me
     }
     const Member& member = members[i];
     const int64_t n = member.weight.rows, begin = task * block, end = std::min(n, begin + block);
-    g.decode(&member.weight, begin, end, x, int(m), outs[i], n);
+    g.decode(&member.weight, begin, end, x, packed[i], int(m), outs[i], n);
     if (member.adapter.rank > 0)
       g.expand(u + first, rank, member.adapter.scale, member.adapter.b, n, member.adapter.rank, begin, end, int(m),
                outs[i], n);

@@ -30,12 +30,17 @@ inline void pause_cpu() {
 
 }  // namespace
 
+// A run is one number: which run it is, whether a worker may still join it, and how many have. Nobody waits for a
+// worker that has not joined: on a busy machine it may be tens of milliseconds until the system lets it, and the others
+// have done the tasks by then.
+constexpr uint64_t kOpen = 1 << 15, kJoined = kOpen - 1, kRun = 2 * kOpen;
+
 struct ThreadPool::State {
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};  // rises by one for each run()
-  std::atomic<int> busy{0};             // workers that have not finished the current run
+  std::atomic<uint64_t> run{0};
+  std::atomic<uint64_t> finished{0};  // of the workers that have joined
   std::atomic<int64_t> next{0};
   int64_t tasks = 0;
   const std::function<void(int64_t, int)>* fn = nullptr;
@@ -45,19 +50,35 @@ struct ThreadPool::State {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*fn)(task, thread);
   }
 
+  // Whether there is a run after `seen`, which is set to it, and it could be joined.
+  bool join(uint64_t& seen) {
+    uint64_t now = run.load(std::memory_order_acquire);
+    while (now / kRun != seen) {
+      if ((now & kOpen) == 0) {
+        seen = now / kRun;
+        return false;
+      }
+      if (run.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) {
+        seen = now / kRun;
+        return true;
+      }
+    }
+    return false;
+  }
+
   void loop(int thread) {
     uint64_t seen = 0;
+    const auto is_new = [&] { return run.load(std::memory_order_acquire) / kRun != seen || stop; };
     while (true) {
-      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen && !stop; ++spin)
-        pause_cpu();
-      if (generation.load(std::memory_order_acquire) == seen && !stop) {
+      for (int spin = 0; spin < kSpins && !is_new(); ++spin) pause_cpu();
+      if (!is_new()) {
         std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen || stop; });
+        wake.wait(lock, is_new);
       }
       if (stop) return;
-      seen = generation.load(std::memory_order_acquire);
+      if (!join(seen)) continue;
       work(thread);
-      busy.fetch_sub(1, std::memory_order_release);
+      finished.fetch_add(1, std::memory_order_release);
     }
   }
 };
@@ -86,16 +107,17 @@ void ThreadPool::run(int64_t tasks, const std::function<void(int64_t, int)>& fn)
   s.fn = &fn;
   s.tasks = tasks;
   s.next.store(0, std::memory_order_relaxed);
-  s.busy.store(static_cast<int>(s.workers.size()), std::memory_order_relaxed);
+  s.finished.store(0, std::memory_order_relaxed);
   {
     std::lock_guard<std::mutex> lock(s.mutex);
-    s.generation.fetch_add(1, std::memory_order_release);
+    s.run.store((s.run.load(std::memory_order_relaxed) / kRun + 1) * kRun + kOpen, std::memory_order_release);
   }
   s.wake.notify_all();
   s.work(0);
-  // The last tasks are short beside a context switch, but an oversubscribed machine may have parked a worker: yield
-  // then.
-  for (int spin = 0; s.busy.load(std::memory_order_acquire) != 0; ++spin) {
+  const uint64_t joined = s.run.fetch_and(~kOpen, std::memory_order_acq_rel) & kJoined;
+  // The last tasks are short beside a context switch, but an oversubscribed machine may have parked a worker in one:
+  // yield then.
+  for (int spin = 0; s.finished.load(std::memory_order_acquire) != joined; ++spin) {
     if (spin < kSpins)
       pause_cpu();
     else

@@ -232,6 +232,10 @@ static void decode_many(const Matrix* w, int64_t begin, int64_t end, const float
   }
 }
 
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+#include "kernels/gemm_decode_bf16.inl"
+#endif
+
 template <Kind KIND>
 struct DenseRows {
   template <int ROWS>
@@ -258,7 +262,37 @@ static void decode_with(const Matrix* w, int64_t begin, int64_t end, const float
   }
 }
 
-static void decode(const Matrix* w, int64_t begin, int64_t end, const float* x, int m, float* out, int64_t out_stride) {
+static int64_t decode_bytes(const Matrix* w) {
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  if (w->kind == Kind::AFFINE && (w->bits == 4 || w->bits == 8))
+    return (w->columns + BLOCK_SPAN - 1) / BLOCK_SPAN * int64_t(sizeof(BlockInput));
+#else
+  (void)w;
+#endif
+  return 0;
+}
+
+static void decode_pack(const Matrix* w, const float* x, int m, void* packed) {
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  if (w->bits == 4)
+    pack_blocks<4>(w, x, m, (BlockInput*)packed);
+  else
+    pack_blocks<8>(w, x, m, (BlockInput*)packed);
+#else
+  (void)w, (void)x, (void)m, (void)packed;
+#endif
+}
+
+static void decode(const Matrix* w, int64_t begin, int64_t end, const float* x, const void* packed, int m, float* out,
+                   int64_t out_stride) {
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  if (packed != nullptr) {
+    if (w->bits == 4) return decode_blocks<4>(w, begin, end, (const BlockInput*)packed, m, out, out_stride);
+    return decode_blocks<8>(w, begin, end, (const BlockInput*)packed, m, out, out_stride);
+  }
+#else
+  (void)packed;
+#endif
   switch (w->kind) {
     case Kind::F32:
       return decode_with<DenseRows<Kind::F32>>(w, begin, end, x, m, out, out_stride);

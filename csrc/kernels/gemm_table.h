@@ -70,8 +70,13 @@ struct GemmTable {
   // meaning.
   float (*peak)(int64_t steps);
 
-  // out[m·out_stride + n] = x[m]·w[n] for n in [begin, end): float rows x (m, columns), m in [1, 16]; reads w once.
-  void (*decode)(const Matrix* w, int64_t begin, int64_t end, const float* x, int m, float* out, int64_t out_stride);
+  // Bytes of the rows x arranged for decode with w, 64-byte aligned; 0 where they are read as they are.
+  int64_t (*decode_bytes)(const Matrix* w);
+  void (*decode_pack)(const Matrix* w, const float* x, int m, void* packed);
+  // out[m·out_stride + n] = x[m]·w[n] for n in [begin, end): float rows x (m, columns), m in [1, 16], `packed` from
+  // decode_pack or null where decode_bytes is 0; reads w once.
+  void (*decode)(const Matrix* w, int64_t begin, int64_t end, const float* x, const void* packed, int m, float* out,
+                 int64_t out_stride);
   // out[i·out_stride + c] += scale·Σ u[i·u_stride + r]·b[r·b_stride + c] for c in [begin, end), i < m, r < rank; float.
   void (*expand)(const float* u, int64_t u_stride, float scale, const float* b, int64_t b_stride, int64_t rank,
                  int64_t begin, int64_t end, int m, float* out, int64_t out_stride);

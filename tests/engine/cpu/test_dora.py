@@ -235,7 +235,10 @@ def test_factors_are_those_of_the_dense_sum(ops: Any, rank: int) -> None:
     norms = np.linalg.norm(dense + 0.7 * b.T.astype(np.float64) @ a, axis=1)
     expected = m / np.where(norms > 0, norms, 1)
     expected[7] = 1
-    np.testing.assert_allclose(magnitude.factors, expected, rtol=1e-5)
-    np.testing.assert_allclose(magnitude.inverse_norms[norms > 0], 1 / norms[norms > 0], rtol=1e-5)
+    # Where A is rounded to bfloat16, a row's product with it is off by 2^-9 of their sizes at most; its share of the square counts.
+    crossed = 0.7 * np.abs(b).T @ np.linalg.norm(a, axis=1) * np.linalg.norm(dense, axis=1)
+    limit = 1e-5 + (2**-9 * (crossed / np.where(norms > 0, norms, 1) ** 2).max() if ops.act_bf16 else 0)
+    np.testing.assert_allclose(magnitude.factors, expected, rtol=limit)
+    np.testing.assert_allclose(magnitude.inverse_norms[norms > 0], 1 / norms[norms > 0], rtol=limit)
     assert magnitude.inverse_norms[7] == 0 and magnitude.inverse_m[9] == 0
     assert np.isfinite(magnitude.inverse_m).all()
