@@ -10,6 +10,9 @@ namespace {
 // Columns of a task at most: so often is a row tile used when it has come from memory.
 constexpr int64_t kMostColumns = 192;
 
+// With so many rows a task is long: what a thread waits for another at the end is little beside packing panels twice.
+constexpr int64_t kManyRows = 512;
+
 // A part of a product that one thread computes: some neighbouring panels, a part of the row tiles of every row set.
 struct Task {
   const Product* product;
@@ -165,16 +168,21 @@ void multiply(Context& ctx, const std::vector<Product>& products) {
   const int64_t threads = ctx.pool.size();
   int64_t panels = 0;
   for (const Product& product : products) panels += ceil_div(product.columns, g.panel);
+  const int64_t all_panels = panels;
   // Wide tasks first (packing several panels at once reads whole cache lines of the weights, and their row tiles are
   // used several times), narrow ones last, so that no thread waits long for another. An even number of panels is a
   // whole number of quantization groups. Where the panels are few, parts of the rows make more tasks; each packs its
   // own panels.
-  const int64_t parts_wanted = threads == 1 ? 1 : ceil_div(4 * threads, ceil_div(std::max<int64_t>(panels, 1), 2));
+  const auto parts_of = [&](int64_t rows) {
+    const int64_t tasks_wanted = (rows >= kManyRows ? 3 : 4) * threads;
+    const int64_t wanted = threads == 1 ? 1 : ceil_div(tasks_wanted, ceil_div(std::max<int64_t>(all_panels, 1), 2));
+    return std::clamp<int64_t>(rows / 64, 1, wanted);
+  };
   std::vector<Task> tasks;
   for (const Product& product : products) {
     int64_t most = 0;
     for (const Rows& rows : product.rows) most = std::max(most, rows.count);
-    const int64_t parts = std::clamp<int64_t>(most / 64, 1, parts_wanted);
+    const int64_t parts = parts_of(most);
     for (int64_t column = 0; column < product.columns;) {
       const int64_t wide = std::clamp<int64_t>(panels / (2 * threads), 2, kMostColumns / g.panel) / 2 * 2;
       const int columns = int(std::min(wide * g.panel, product.columns - column));
