@@ -63,7 +63,7 @@ def main() -> None:
         "isa": isa,
         "one": statistics.median(one),
         "sixteen": statistics.median(sixteen),
-        "sixteen_to_one": statistics.median(sixteen) / statistics.median(one),
+        "sixteen_to_one": statistics.median(x / y for x, y in zip(sixteen, one, strict=True)),
     }
     if theirs:
         report["llama_cpp"] = statistics.median(theirs)

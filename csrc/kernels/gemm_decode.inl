@@ -265,7 +265,7 @@ static void decode_with(const Matrix* w, int64_t begin, int64_t end, const float
 static int64_t decode_bytes(const Matrix* w) {
 #if defined(LOCALSFT_KERNELS_avx512bf16)
   if (w->kind == Kind::AFFINE && (w->bits == 4 || w->bits == 8))
-    return (w->columns + BLOCK_SPAN - 1) / BLOCK_SPAN * int64_t(sizeof(BlockInput));
+    return (w->columns / 2 + w->columns / 16) * DECODE_MOST * 4;  // no group is smaller than 16
 #else
   (void)w;
 #endif
@@ -275,9 +275,9 @@ static int64_t decode_bytes(const Matrix* w) {
 static void decode_pack(const Matrix* w, const float* x, int m, void* packed) {
 #if defined(LOCALSFT_KERNELS_avx512bf16)
   if (w->bits == 4)
-    pack_blocks<4>(w, x, m, (BlockInput*)packed);
+    pack_lanes<4>(w, x, m, (uint32_t*)packed);
   else
-    pack_blocks<8>(w, x, m, (BlockInput*)packed);
+    pack_lanes<8>(w, x, m, (uint32_t*)packed);
 #else
   (void)w, (void)x, (void)m, (void)packed;
 #endif
@@ -287,8 +287,8 @@ static void decode(const Matrix* w, int64_t begin, int64_t end, const float* x, 
                    int64_t out_stride) {
 #if defined(LOCALSFT_KERNELS_avx512bf16)
   if (packed != nullptr) {
-    if (w->bits == 4) return decode_blocks<4>(w, begin, end, (const BlockInput*)packed, m, out, out_stride);
-    return decode_blocks<8>(w, begin, end, (const BlockInput*)packed, m, out, out_stride);
+    if (w->bits == 4) return decode_lanes<4>(w, begin, end, (const uint32_t*)packed, m, out, out_stride);
+    return decode_lanes<8>(w, begin, end, (const uint32_t*)packed, m, out, out_stride);
   }
 #else
   (void)packed;

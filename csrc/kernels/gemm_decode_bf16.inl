@@ -3,370 +3,314 @@
 //
 //   x·w = Σ over groups of scale·(Σ q·x) + bias·(Σ x)
 //
-// Columns come in blocks of 128, of which each of the 16 lanes sums 8 neighbours in 4 steps: a group's scale then
-// stands in its lanes, and a block costs one multiplication by scales. The order of the additions is the same for any
-// number of rows of x, so what is generated for one prompt does not depend on the prompts that are decoded with it.
+// A lane is a row of the weight: 16 rows' words are transposed on their way to registers, and what remains is one chain
+// of multiply-accumulates a group for each row of x, without sums over lanes. The order of the additions is the same
+// for any number of rows of x, so what is generated for one prompt does not depend on the prompts decoded with it.
 
-enum { BLOCK = 128, STEPS = 4, BLOCK_SPAN = 1024, BLOCK_GROUPS = BLOCK_SPAN / 16 };
+enum { WORDS = 16 };                                      // of a row in a block: 64 bytes
+enum { LANE_SPAN = 1024, LANE_GROUPS = LANE_SPAN / 16 };  // columns whose scales are looked at at a time
 
 LOCALSFT_INLINE __m512bh as_bf16(__m512i x) { return (__m512bh)x; }
 
-// BITS: how a block's integers are read, in the order (8·lane + ...) of the steps.
+// BITS: the steps of a word (32 bits of a row), each a pair of its integers as bfloat16.
 template <int BITS>
-struct BlockReader;
+struct Word;
 
-// A 16-bit lane k holds the columns 4k ... 4k + 3: step s takes 4k + s.
+// Step s: the columns s and 4 + s of a word's 8.
 template <>
-struct BlockReader<4> {
-  const __m512i table;  // 0 ... 15 as bfloat16, twice: a lane's fifth bit belongs to its neighbour
-  BlockReader() : table(integers()) {}
+struct Word<4> {
+  enum { COLUMNS = 8, STEPS = 4 };
+  const __m512i table;  // 0 ... 15 as bfloat16, twice: an index's fifth bit belongs to its neighbour
+  Word() : table(integers()) {}
   static __m512i integers() {
     uint16_t values[32];
     for (int i = 0; i < 32; ++i) values[i] = float_to_bf16(float(i % 16));
     return _mm512_loadu_si512(values);
   }
-  struct Raw {
-    __m512i word;
-  };
-  inline __attribute__((always_inline)) Raw load(const uint8_t* p, int64_t columns) const {
-    if (columns >= BLOCK) return {_mm512_loadu_si512(p)};
-    return {_mm512_maskz_loadu_epi8((__mmask64(1) << (columns / 2)) - 1, p)};
+  template <int STEP>
+  inline __attribute__((always_inline)) __m512bh step(__m512i word) const {
+    return as_bf16(_mm512_permutexvar_epi16(STEP ? _mm512_srli_epi16(word, 4 * STEP) : word, table));
   }
-  inline __attribute__((always_inline)) __m512bh step(const Raw& raw, int s) const {
-    return as_bf16(_mm512_permutexvar_epi16(_mm512_srli_epi16(raw.word, unsigned(4 * s)), table));
-  }
-  // The order of x: (STEPS, 32) from four vectors of 32 neighbours.
-  static inline __attribute__((always_inline)) void arrange(const __m512i v[STEPS], uint16_t* to) {
-    uint16_t index[32];
-    for (int k = 0; k < 32; ++k) index[k] = uint16_t(k % 16 * 4);
-    const __m512i first = _mm512_loadu_si512(index);
-#pragma GCC unroll 4
-    for (int s = 0; s < STEPS; ++s) {
-      const __m512i at = _mm512_add_epi16(first, _mm512_set1_epi16(short(s)));
-      _mm512_storeu_si512(to + 32 * s, _mm512_mask_blend_epi16(0xffff0000u, _mm512_permutex2var_epi16(v[0], at, v[1]),
-                                                               _mm512_permutex2var_epi16(v[2], at, v[3])));
-    }
-  }
+  static __m256i order() { return _mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15); }
 };
 
-// A 16-bit lane k of the two loads holds the columns 2k and 2k + 1: step s takes the lanes 4j + s.
+// Step s: the columns s and 2 + s of a word's 4.
 template <>
-struct BlockReader<8> {
-  __m512i lanes;
-  BlockReader() {
-    uint16_t index[32];
-    for (int k = 0; k < 32; ++k) index[k] = uint16_t(k % 16 * 4);
-    lanes = _mm512_loadu_si512(index);
+struct Word<8> {
+  enum { COLUMNS = 4, STEPS = 2 };
+  template <int STEP>
+  inline __attribute__((always_inline)) __m512bh step(__m512i word) const {
+    // An integer of 8 bits as a float has nothing beyond the bits of a bfloat16.
+    const __m512i byte = _mm512_set1_epi32(0xff);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(word, 8 * STEP), byte));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(word, 8 * STEP + 16), byte));
+    return as_bf16(_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(low), 16), _mm512_castps_si512(high)));
   }
-  struct Raw {
-    __m512i low, high;
+  static __m256i order() { return _mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15); }
+};
+
+// Columns that share a scale within a block.
+template <int BITS>
+static int group_in_block(const Matrix* w) {
+  const int group = 1 << w->group_log2, block = WORDS * 32 / BITS;
+  return group < block ? group : block;
+}
+
+// to[c], c < 4: the words c of `rows` rows (the lanes beyond are 0), from 16 bytes of each, `stride` bytes apart, of
+// which `bytes` exist. ALL: rows is LANES.
+template <bool ALL>
+LOCALSFT_INLINE void transpose_16_bytes(const uint8_t* p, int64_t stride, int rows, int64_t bytes, __m512i to[4]) {
+  const __mmask16 some = bytes >= 16 ? 0xffff : __mmask16((1u << bytes) - 1);
+  const auto row = [&](int r) {
+    return ALL || r < rows ? _mm_maskz_loadu_epi8(some, p + r * stride) : _mm_setzero_si128();
   };
-  inline __attribute__((always_inline)) Raw load(const uint8_t* p, int64_t columns) const {
-    if (columns >= BLOCK) return {_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64)};
-    const __mmask64 all = ~__mmask64(0);
-    const __mmask64 low = columns >= 64 ? all : (__mmask64(1) << columns) - 1;
-    const __mmask64 high = columns > 64 ? (__mmask64(1) << (columns - 64)) - 1 : 0;
-    return {_mm512_maskz_loadu_epi8(low, p), _mm512_maskz_loadu_epi8(high, p + (columns > 64 ? 64 : 0))};
-  }
-  inline __attribute__((always_inline)) __m512bh step(const Raw& raw, int s) const {
-    const __m512i at = _mm512_add_epi16(lanes, _mm512_set1_epi16(short(s)));
-    const __m256i bytes = _mm512_castsi512_si256(_mm512_permutex2var_epi16(raw.low, at, raw.high));
-    return _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_extracti128_si256(bytes, 1))),
-                               _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_castsi256_si128(bytes))));
-  }
-  static inline __attribute__((always_inline)) void arrange(const __m512i v[STEPS], uint16_t* to) {
-    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+  __m512i v[4], half[4];
 #pragma GCC unroll 4
-    for (int s = 0; s < STEPS; ++s) {
-      const __m512i at = _mm512_add_epi32(first, _mm512_set1_epi32(s));
-      _mm512_storeu_si512(to + 32 * s, _mm512_mask_blend_epi32(0xff00u, _mm512_permutex2var_epi32(v[0], at, v[1]),
-                                                               _mm512_permutex2var_epi32(v[2], at, v[3])));
+  for (int i = 0; i < 4; ++i) {  // the rows i, 4 + i, 8 + i and 12 + i
+    v[i] = _mm512_castsi128_si512(row(i));
+    v[i] = _mm512_mask_broadcast_i32x4(v[i], 0x00f0, row(4 + i));
+    v[i] = _mm512_mask_broadcast_i32x4(v[i], 0x0f00, row(8 + i));
+    v[i] = _mm512_mask_broadcast_i32x4(v[i], 0xf000, row(12 + i));
+  }
+  half[0] = _mm512_unpacklo_epi32(v[0], v[1]), half[1] = _mm512_unpackhi_epi32(v[0], v[1]);
+  half[2] = _mm512_unpacklo_epi32(v[2], v[3]), half[3] = _mm512_unpackhi_epi32(v[2], v[3]);
+  to[0] = _mm512_unpacklo_epi64(half[0], half[2]), to[1] = _mm512_unpackhi_epi64(half[0], half[2]);
+  to[2] = _mm512_unpacklo_epi64(half[1], half[3]), to[3] = _mm512_unpackhi_epi64(half[1], half[3]);
+}
+
+// to[g] = the scales (or biases) g of 16 rows, from [first, first + groups) of each row's `of` groups; to has room for
+// 8 more.
+template <Kind KIND, bool ALL>
+static void lane_scales(const void* scales, int64_t of, int64_t row, int rows, int64_t first, int64_t groups, vf* to) {
+  enum { SIZE = KIND == Kind::F32 ? 4 : 2 };
+  const uint8_t* p = (const uint8_t*)scales + (row * of + first) * SIZE;
+  const __m512i apart = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24, 22,
+                                         20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  for (int64_t at = 0; at < groups * SIZE; at += 16) {
+    __m512i words[4];
+    if (groups * SIZE - at >= 16)
+      transpose_16_bytes<ALL>(p + at, of * SIZE, rows, 16, words);
+    else
+      transpose_16_bytes<ALL>(p + at, of * SIZE, rows, groups * SIZE - at, words);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      if (KIND == Kind::F32) {
+        *to++ = _mm512_castsi512_ps(words[i]);
+      } else if (KIND == Kind::F16) {
+        const __m512i halves = _mm512_permutexvar_epi16(apart, words[i]);
+        *to++ = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+        *to++ = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+      } else {
+        *to++ = _mm512_castsi512_ps(_mm512_slli_epi32(words[i], 16));
+        *to++ = _mm512_castsi512_ps(_mm512_and_si512(words[i], _mm512_set1_epi32(int(0xffff0000u))));
+      }
     }
   }
-};
+}
 
-// The rows of x over a span of columns: rounded and arranged, and what is rounded summed over each group.
-struct BlockInput {
-  alignas(64) uint16_t x[DECODE_MOST][BLOCK_SPAN];
-  alignas(64) float sums[DECODE_MOST][BLOCK_GROUPS];  // 0 beyond the last group
-};
+template <Kind KIND>
+static void lane_scales(const void* scales, int64_t of, int64_t row, int rows, int64_t first, int64_t groups, vf* to) {
+  if (rows == LANES) return lane_scales<KIND, true>(scales, of, row, rows, first, groups, to);
+  lane_scales<KIND, false>(scales, of, row, rows, first, groups, to);
+}
 
+static void lane_scales(const Matrix* w, const void* scales, int64_t row, int rows, int64_t first, int64_t groups,
+                        vf* to) {
+  const int64_t of = w->columns >> w->group_log2;
+  switch (w->scale_kind) {
+    case Kind::F32:
+      return lane_scales<Kind::F32>(scales, of, row, rows, first, groups, to);
+    case Kind::F16:
+      return lane_scales<Kind::F16>(scales, of, row, rows, first, groups, to);
+    default:
+      return lane_scales<Kind::BF16>(scales, of, row, rows, first, groups, to);
+  }
+}
+
+// Numbers of rows of x that have a kernel; others take the next one, with rows of 0.
+static int lane_inputs(int m) { return m <= 4 ? m : m <= 6 ? 6 : m <= 8 ? 8 : m <= 12 ? 12 : 16; }
+
+// x as it is multiplied: the sums (groups in blocks, DECODE_MOST) of what is rounded, then pairs (steps, M =
+// lane_inputs(m)) of bfloat16 in the order of the words' steps. What lies behind them up to M = DECODE_MOST is scratch.
 template <int BITS>
-static void block_input(const float* x, int64_t x_stride, int m, int64_t columns, int group_log2, BlockInput* in) {
-  alignas(64) float rounded[BLOCK_SPAN], pairs[BLOCK_GROUPS * LANES];
-  const int64_t group = int64_t(1) << group_log2, groups = (columns + group - 1) >> group_log2;
-  for (int i = 0; i < m; ++i, x += x_stride) {
-    for (int64_t k = 0; k < columns; k += BLOCK) {
-      __m512i v[STEPS];
+static void pack_lanes(const Matrix* w, const float* x, int m, uint32_t* packed) {
+  enum { HALF = 8 };  // pairs of 16 columns
+  const int64_t columns = w->columns, M = lane_inputs(m);
+  const int group = group_in_block<BITS>(w);
+  float* sums = (float*)packed;
+  uint32_t* pairs = packed + columns / group * DECODE_MOST;
+  const __m256i order = Word<BITS>::order();
+  const __m512bh ones = as_bf16(_mm512_set1_epi16(0x3f80));
+  alignas(64) uint8_t rows[DECODE_MOST * 64];
+  memset(rows, 0, sizeof rows);
+  __m512i words[WORDS];
+  vf sum = vzero();
+  for (int64_t begin = 0; begin < columns; begin += 32) {
+    const int halves = columns - begin < 32 ? 1 : 2;
+    for (int i = 0; i < m; ++i)
+      for (int h = 0; h < halves; ++h) {
+        const __m256i rounded = to_bf16_bits(vload(x + i * columns + begin + LANES * h));
+        _mm256_store_si256((__m256i*)(rows + i * 64 + h * 32), _mm256_permutexvar_epi16(order, rounded));
+      }
+    for (int c = 0; c < 2 * halves; ++c) transpose_16_bytes<true>(rows + 16 * c, 64, LANES, 16, words + 4 * c);
+    for (int h = 0; h < halves; ++h) {
+      for (int s = h * HALF; s < (h + 1) * HALF; ++s, pairs += M) {
+        _mm512_storeu_si512(pairs, words[s]);  // the lanes beyond M: the next store overwrites them
+        sum = _mm512_dpbf16_ps(sum, as_bf16(words[s]), ones);
+      }
+      if ((begin + LANES * (h + 1)) % group == 0) {
+        vstore(sums, sum);
+        sums += DECODE_MOST;
+        sum = vzero();
+      }
+    }
+  }
+}
+
+template <int N>
+struct Count {
+  enum { value = N };
+};
+
+// total (M) += COUNT groups of `words` words each: their chains run beside each other, which hides the latency of few.
+template <int BITS, int M, int COUNT>
+LOCALSFT_INLINE void add_groups(const Word<BITS>& word, const __m512i* raw, int words, const uint32_t* x,
+                                const float* sums, const vf* const scale[COUNT], const vf* const bias[COUNT],
+                                vf total[M]) {
+  enum { STEPS = Word<BITS>::STEPS };
+  const int64_t next = int64_t(words) * STEPS * M;
+  vf sum[COUNT][M];
 #pragma GCC unroll 4
-      for (int s = 0; s < STEPS; ++s) {
-        vf half[2];
+  for (int c = 0; c < COUNT; ++c)
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) sum[c][i] = vzero();
+  for (int at = 0; at < words; ++at, x += STEPS * M) {
+    const auto multiply = [&](auto step) {
+      constexpr int STEP = decltype(step)::value;
+#pragma GCC unroll 4
+      for (int c = 0; c < COUNT; ++c) {
+        const __m512bh q = word.template step<STEP>(raw[c * words + at]);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i)
+          sum[c][i] = _mm512_dpbf16_ps(sum[c][i], q, as_bf16(_mm512_set1_epi32(int(x[c * next + STEP * M + i]))));
+      }
+    };
+    multiply(Count<0>());
+    multiply(Count<1>());
+    if constexpr (STEPS == 4) {
+      multiply(Count<2>());
+      multiply(Count<3>());
+    }
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < COUNT; ++c)
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+      total[i] = vfma(sum[c][i], *scale[c], vfma(vset(sums[c * DECODE_MOST + i]), *bias[c], total[i]));
+}
+
+// The rows [row, row + rows) of w, at most LANES, times M rows of x.
+template <int BITS, int M>
+static void lane_tile(const Matrix* w, const Word<BITS>& word, int64_t row, int rows, const uint32_t* x,
+                      const float* sums, int m, float* out, int64_t out_stride) {
+  enum { COLUMNS = Word<BITS>::COLUMNS, STEPS = Word<BITS>::STEPS, BLOCK = WORDS * COLUMNS };
+  const int64_t row_bytes = w->columns * BITS / 8;
+  const uint8_t* data = (const uint8_t*)w->data + row * row_bytes;
+  const uint8_t* next = data + LANES * row_bytes;  // the data of the next tile, in the order in which it lies
+  const int group = group_in_block<BITS>(w), group_words = group / COLUMNS;
+  vf scale[LANE_GROUPS + 8], bias[LANE_GROUPS + 8], total[M];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) total[i] = vzero();
+  for (int64_t span = 0; span < w->columns; span += LANE_SPAN) {
+    const int64_t stop = span + LANE_SPAN < w->columns ? span + LANE_SPAN : w->columns;
+    const int64_t first = span >> w->group_log2, groups = ((stop - 1) >> w->group_log2) + 1 - first;
+    lane_scales(w, w->scales, row, rows, first, groups, scale);
+    lane_scales(w, w->biases, row, rows, first, groups, bias);
+    for (int64_t k = span; k < stop; k += BLOCK) {
+      const int words = stop - k < BLOCK ? int(stop - k) / COLUMNS : int(WORDS);
+      const uint8_t* from = data + k * BITS / 8;
+#pragma GCC unroll 16
+      for (int r = 0; r < LANES; ++r) __builtin_prefetch(next + r * 64);
+      next += LANES * 64;
+      __m512i raw[WORDS];
+      if (rows == LANES && words == WORDS)
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) transpose_16_bytes<true>(from + 16 * c, row_bytes, LANES, 16, raw + 4 * c);
+      else if (rows == LANES && words == WORDS / 2)
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-          const int64_t left = columns - k - 32 * s - LANES * h;
-          const float* p = x + k + 32 * s + LANES * h;
-          half[h] = left >= LANES ? vload(p) : left > 0 ? vload_n(p, int(left)) : vzero();
+        for (int c = 0; c < 2; ++c) transpose_16_bytes<true>(from + 16 * c, row_bytes, LANES, 16, raw + 4 * c);
+      else
+        for (int c = 0; c < words; c += 4)
+          transpose_16_bytes<false>(from + 4 * c, row_bytes, rows, 4 * (words - c), raw + c);
+      const auto add = [&](auto count, int begin) {
+        constexpr int COUNT = decltype(count)::value;
+        const vf *scales[COUNT], *biases[COUNT];
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; ++c) {
+          const int64_t g = ((k + (begin + c * group_words) * COLUMNS) >> w->group_log2) - first;
+          scales[c] = scale + g, biases[c] = bias + g;
         }
-        v[s] = (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]);
-        vstore(rounded + k + 32 * s, vload_bf16((const uint16_t*)&v[s]));
-        vstore(rounded + k + 32 * s + LANES, vload_bf16((const uint16_t*)&v[s] + LANES));
+        add_groups<BITS, M, COUNT>(word, raw + begin, group_words, x, sums, scales, biases, total);
+        x += COUNT * group_words * STEPS * M;
+        sums += COUNT * DECODE_MOST;
+      };
+      int begin = 0;
+      if (M <= 4) {
+        for (; begin + 4 * group_words <= words; begin += 4 * group_words) add(Count<4>(), begin);
+        for (; begin + 2 * group_words <= words; begin += 2 * group_words) add(Count<2>(), begin);
       }
-      BlockReader<BITS>::arrange(v, in->x[i] + k);
+      for (; begin < words; begin += group_words) add(Count<1>(), begin);
     }
-    for (int64_t g = 0; g < groups; ++g) {
-      vf sum = vload(rounded + g * group);
-      for (int64_t k = LANES; k < group; k += LANES) sum = vadd(sum, vload(rounded + g * group + k));
-      vstore(pairs + g * LANES, sum);
-    }
-    for (int64_t g = groups; g < (groups + LANES - 1) / LANES * LANES; ++g) vstore(pairs + g * LANES, vzero());
-    for (int64_t g = 0; g < groups; g += LANES) vsums(pairs + g * LANES, in->sums[i] + g);
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+    if (i < m) vstore_n(out + i * out_stride + row, total[i], rows);
 }
 
-// R rows of the weight over a span; rows that don't exist are the first one, scaled by 0.
-template <int BITS, int R>
-struct BlockRows {
-  const uint8_t* data[R];
-  float scale[R][BLOCK_GROUPS + LANES], bias[R][BLOCK_GROUPS + LANES];
-  __m512i group_of_lane;
-  int group_log2;
+LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const uint8_t*)p + at);
+}
 
-  // Scales of columns that don't exist are multiplied too, by sums that are 0: they must be finite.
-  BlockRows() {
-    memset(scale, 0, sizeof scale);
-    memset(bias, 0, sizeof bias);
-  }
-  inline __attribute__((always_inline)) void seek(const Matrix* w, int64_t row, int count, int64_t begin,
-                                                  int64_t columns) {
-    const int64_t row_bytes = w->columns * BITS / 8;
-    for (int r = 0; r < R; ++r)
-      data[r] = (const uint8_t*)w->data + (row + (r < count ? r : 0)) * row_bytes + begin * BITS / 8;
-    for (int r = count; r < R; ++r) {
-      memset(scale[r], 0, sizeof scale[r]);
-      memset(bias[r], 0, sizeof bias[r]);
-    }
-    group_log2 = w->group_log2;
-    group_of_lane =
-        _mm512_srl_epi32(_mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 3),
-                         _mm_cvtsi32_si128(group_log2));
-    switch (w->scale_kind) {
-      case Kind::F32:
-        return seek_scales<Kind::F32>(w, row, count, begin, columns);
-      case Kind::F16:
-        return seek_scales<Kind::F16>(w, row, count, begin, columns);
-      default:
-        return seek_scales<Kind::BF16>(w, row, count, begin, columns);
-    }
-  }
-  template <Kind KIND>
-  inline __attribute__((always_inline)) void seek_scales(const Matrix* w, int64_t row, int count, int64_t begin,
-                                                         int64_t columns) {
-    const int64_t groups = w->columns >> group_log2, first = begin >> group_log2;
-    const int used = int((columns + (int64_t(1) << group_log2) - 1) >> group_log2);
-    for (int r = 0; r < count; ++r) {
-      const int64_t index = (row + r) * groups + first;
-      load_floats<KIND>(w->scales, index, used, w->rows * groups, scale[r]);
-      load_floats<KIND>(w->biases, index, used, w->rows * groups, bias[r]);
-    }
-  }
-  inline __attribute__((always_inline)) void prefetch_next(const Matrix* w, int64_t columns) const {
-    const int64_t ahead = R * w->columns * BITS / 8;
-    for (int r = 0; r < R; ++r)
-      for (int64_t at = 0; at < columns * BITS / 8; at += 64) __builtin_prefetch(data[r] + ahead + at);
-  }
-  // The scale of each lane in the block at column k of the span.
-  inline __attribute__((always_inline)) vf scales(int r, int64_t k) const {
-    return _mm512_permutexvar_ps(group_of_lane, vload(scale[r] + (k >> group_log2)));
-  }
-  inline __attribute__((always_inline)) int64_t groups(int64_t columns) const {
-    return (columns + (int64_t(1) << group_log2) - 1) >> group_log2;
-  }
-  // Of the groups [g, g + LANES), those beyond `groups` are 0.
-  inline __attribute__((always_inline)) vf biases_at(int r, int64_t g, int64_t groups) const {
-    return vload_n(bias[r] + g, groups - g < LANES ? int(groups - g) : int(LANES));
-  }
-};
-
-// One to three rows of x: the weight goes from memory to registers.
 template <int BITS, int M>
-static void block_few(const Matrix* w, int64_t begin, int64_t end, int64_t at, int64_t columns, const BlockInput& in,
-                      float* out, int64_t out_stride) {
-  enum { R = 4 };
-  const BlockReader<BITS> reader;
-  BlockRows<BITS, R> rows;
-  for (int64_t n = begin; n < end; n += R) {
-    const int count = end - n < R ? int(end - n) : int(R);
-    rows.seek(w, n, count, at, columns);
-    rows.prefetch_next(w, columns);
-    vf total[R][M];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int i = 0; i < M; ++i) total[r][i] = vzero();
-    const int64_t groups = rows.groups(columns);
-    for (int64_t g = 0; g < groups; g += LANES)
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const vf bias = rows.biases_at(r, g, groups);
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) total[r][i] = vfma(bias, vload(in.sums[i] + g), total[r][i]);
-      }
-    for (int64_t k = 0; k < columns; k += BLOCK) {
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const auto raw = reader.load(rows.data[r] + k * BITS / 8, columns - k);
-        vf sum[M];
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) sum[i] = vzero();
-#pragma GCC unroll 4
-        for (int s = 0; s < STEPS; ++s) {
-          const __m512bh q = reader.step(raw, s);
-#pragma GCC unroll 4
-          for (int i = 0; i < M; ++i)
-            sum[i] = _mm512_dpbf16_ps(sum[i], q, as_bf16(_mm512_load_si512(in.x[i] + k + 32 * s)));
-        }
-        const vf scale = rows.scales(r, k);
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) total[r][i] = vfma(sum[i], scale, total[r][i]);
-      }
-    }
-    for (int r = 0; r < count; ++r)
-      for (int i = 0; i < M; ++i) {
-        float* to = out + i * out_stride + n + r;
-        *to = (at == 0 ? 0.0f : *to) + vsum(total[r][i]);
-      }
-  }
-}
-
-enum { MANY_ROWS = 3, MANY_INPUTS = 4 };
-
-// Rows of the weight as they are multiplied: read once for all rows of x.
-struct BlockBuffer {
-  alignas(64) uint16_t q[MANY_ROWS][BLOCK_SPAN];
-  alignas(64) float scale[MANY_ROWS][BLOCK_SPAN / BLOCK * LANES];
-};
-
-// total (MANY_ROWS, DECODE_MOST) vectors, of which M from `first` on are set: biases and blocks of a span.
-template <int BITS, int M>
-static void block_tile(const BlockRows<BITS, MANY_ROWS>& rows, const BlockBuffer& buffer, const BlockInput& in,
-                       int first, int64_t columns, float* total) {
-  vf kept[MANY_ROWS][M];
-#pragma GCC unroll 3
-  for (int r = 0; r < MANY_ROWS; ++r)
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i) kept[r][i] = vzero();
-  const int64_t groups = rows.groups(columns);
-  for (int64_t g = 0; g < groups; g += LANES) {
-    vf bias[MANY_ROWS];
-#pragma GCC unroll 3
-    for (int r = 0; r < MANY_ROWS; ++r) bias[r] = rows.biases_at(r, g, groups);
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i) {
-      const vf sums = vload(in.sums[first + i] + g);
-#pragma GCC unroll 3
-      for (int r = 0; r < MANY_ROWS; ++r) kept[r][i] = vfma(bias[r], sums, kept[r][i]);
-    }
-  }
-  for (int64_t k = 0; k < columns; k += BLOCK) {
-    vf sum[MANY_ROWS][M];
-#pragma GCC unroll 3
-    for (int r = 0; r < MANY_ROWS; ++r)
-#pragma GCC unroll 4
-      for (int i = 0; i < M; ++i) sum[r][i] = vzero();
-#pragma GCC unroll 4
-    for (int s = 0; s < STEPS; ++s) {
-      __m512bh q[MANY_ROWS];
-#pragma GCC unroll 3
-      for (int r = 0; r < MANY_ROWS; ++r) q[r] = as_bf16(_mm512_load_si512(buffer.q[r] + k + 32 * s));
-#pragma GCC unroll 4
-      for (int i = 0; i < M; ++i) {
-        const __m512bh x = as_bf16(_mm512_load_si512(in.x[first + i] + k + 32 * s));
-#pragma GCC unroll 3
-        for (int r = 0; r < MANY_ROWS; ++r) sum[r][i] = _mm512_dpbf16_ps(sum[r][i], q[r], x);
-      }
-    }
-#pragma GCC unroll 3
-    for (int r = 0; r < MANY_ROWS; ++r) {
-      const vf scale = vload(buffer.scale[r] + k / BLOCK * LANES);
-#pragma GCC unroll 4
-      for (int i = 0; i < M; ++i) kept[r][i] = vfma(sum[r][i], scale, kept[r][i]);
-    }
-  }
-#pragma GCC unroll 3
-  for (int r = 0; r < MANY_ROWS; ++r)
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i) vstore(total + (r * DECODE_MOST + first + i) * LANES, kept[r][i]);
-}
-
-template <int BITS>
-static void block_many(const Matrix* w, int64_t begin, int64_t end, int64_t at, int64_t columns, const BlockInput& in,
-                       int m, float* out, int64_t out_stride) {
-  const BlockReader<BITS> reader;
-  BlockRows<BITS, MANY_ROWS> rows;
-  BlockBuffer buffer;
-  alignas(64) float total[MANY_ROWS * DECODE_MOST * LANES] = {0}, results[DECODE_MOST + LANES];
-  for (int64_t n = begin; n < end; n += MANY_ROWS) {
-    const int count = end - n < MANY_ROWS ? int(end - n) : int(MANY_ROWS);
-    rows.seek(w, n, count, at, columns);
-    rows.prefetch_next(w, columns);
-    for (int r = 0; r < MANY_ROWS; ++r) {
-      for (int64_t k = 0; k < columns; k += BLOCK) {
-        const auto raw = reader.load(rows.data[r] + k * BITS / 8, columns - k);
-#pragma GCC unroll 4
-        for (int s = 0; s < STEPS; ++s) _mm512_store_si512(buffer.q[r] + k + 32 * s, (__m512i)reader.step(raw, s));
-        vstore(buffer.scale[r] + k / BLOCK * LANES, rows.scales(r, k));
-      }
-    }
-    int first = 0;
-    for (; m - first >= MANY_INPUTS; first += MANY_INPUTS)
-      block_tile<BITS, MANY_INPUTS>(rows, buffer, in, first, columns, total);
-    switch (m - first) {
-      case 3:
-        block_tile<BITS, 3>(rows, buffer, in, first, columns, total);
-        break;
-      case 2:
-        block_tile<BITS, 2>(rows, buffer, in, first, columns, total);
-        break;
-      case 1:
-        block_tile<BITS, 1>(rows, buffer, in, first, columns, total);
-    }
-    for (int r = 0; r < count; ++r) {
-      for (int i = 0; i < m; i += LANES) vsums(total + (r * DECODE_MOST + i) * LANES, results + i);
-      for (int i = 0; i < m; ++i) {
-        float* to = out + i * out_stride + n + r;
-        *to = (at == 0 ? 0.0f : *to) + results[i];
-      }
-    }
-  }
-}
-
-// x arranged for decode_blocks: an array of spans.
-template <int BITS>
-static void pack_blocks(const Matrix* w, const float* x, int m, BlockInput* spans) {
-  for (int64_t at = 0; at < w->columns; at += BLOCK_SPAN) {
-    const int64_t columns = w->columns - at < BLOCK_SPAN ? w->columns - at : int64_t(BLOCK_SPAN);
-    block_input<BITS>(x + at, w->columns, m, columns, w->group_log2, spans + at / BLOCK_SPAN);
+static void decode_lanes(const Matrix* w, int64_t begin, int64_t end, const uint32_t* packed, int m, float* out,
+                         int64_t out_stride) {
+  const Word<BITS> word;
+  const float* sums = (const float*)packed;
+  packed += w->columns / group_in_block<BITS>(w) * DECODE_MOST;
+  // A tile asks for the next one's data as it goes; the first one's and all scales are asked for here.
+  const int64_t row_bytes = w->columns * BITS / 8;
+  const int64_t scale_bytes = (w->columns >> w->group_log2) * (w->scale_kind == Kind::F32 ? 4 : 2);
+  const auto data = (const uint8_t*)w->data, scales = (const uint8_t*)w->scales, biases = (const uint8_t*)w->biases;
+  const int64_t first = end - begin < LANES ? end - begin : int64_t(LANES);
+  prefetch(scales + begin * scale_bytes, first * scale_bytes);
+  prefetch(biases + begin * scale_bytes, first * scale_bytes);
+  prefetch(data + begin * row_bytes, first * row_bytes);
+  for (int64_t row = begin; row < end; row += LANES) {
+    prefetch(scales + (row + LANES) * scale_bytes, LANES * scale_bytes);
+    prefetch(biases + (row + LANES) * scale_bytes, LANES * scale_bytes);
+    lane_tile<BITS, M>(w, word, row, end - row < LANES ? int(end - row) : int(LANES), packed, sums, m, out, out_stride);
   }
 }
 
 template <int BITS>
-static void decode_blocks(const Matrix* w, int64_t begin, int64_t end, const BlockInput* spans, int m, float* out,
-                          int64_t out_stride) {
-  for (int64_t at = 0; at < w->columns; at += BLOCK_SPAN) {
-    const int64_t columns = w->columns - at < BLOCK_SPAN ? w->columns - at : int64_t(BLOCK_SPAN);
-    const BlockInput& in = spans[at / BLOCK_SPAN];
-    switch (m) {
-      case 1:
-        block_few<BITS, 1>(w, begin, end, at, columns, in, out, out_stride);
-        break;
-      case 2:
-        block_few<BITS, 2>(w, begin, end, at, columns, in, out, out_stride);
-        break;
-      case 3:
-        block_few<BITS, 3>(w, begin, end, at, columns, in, out, out_stride);
-        break;
-      default:
-        block_many<BITS>(w, begin, end, at, columns, in, m, out, out_stride);
-    }
+static void decode_lanes(const Matrix* w, int64_t begin, int64_t end, const uint32_t* packed, int m, float* out,
+                         int64_t out_stride) {
+  switch (lane_inputs(m)) {
+    case 1:
+      return decode_lanes<BITS, 1>(w, begin, end, packed, m, out, out_stride);
+    case 2:
+      return decode_lanes<BITS, 2>(w, begin, end, packed, m, out, out_stride);
+    case 3:
+      return decode_lanes<BITS, 3>(w, begin, end, packed, m, out, out_stride);
+    case 4:
+      return decode_lanes<BITS, 4>(w, begin, end, packed, m, out, out_stride);
+    case 6:
+      return decode_lanes<BITS, 6>(w, begin, end, packed, m, out, out_stride);
+    case 8:
+      return decode_lanes<BITS, 8>(w, begin, end, packed, m, out, out_stride);
+    case 12:
+      return decode_lanes<BITS, 12>(w, begin, end, packed, m, out, out_stride);
+    default:
+      return decode_lanes<BITS, 16>(w, begin, end, packed, m, out, out_stride);
   }
 }
