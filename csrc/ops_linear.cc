@@ -230,6 +230,7 @@ void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys
 
 // x arranged for decoding with each member, once for those that want it alike; null for those that read x itself.
 std::vector<const void*> pack_decode(Context& ctx, int64_t m, const float* x, const std::vector<Member>& members) {
+  constexpr int64_t kPackColumns = 256;  // per task, where x is more than a few rows
   const auto& g = ctx.kernels.gemm;
   const auto alike = [](const Matrix& a, const Matrix& b) {
     return a.kind == b.kind && a.bits == b.bits && a.group_log2 == b.group_log2;
@@ -253,7 +254,10 @@ std::vector<const void*> pack_decode(Context& ctx, int64_t m, const float* x, co
     if (at[i] < 0) continue;
     packed[i] = memory + at[i];
     if (at[i] < done) continue;
-    g.decode_pack(&members[i].weight, x, int(m), memory + at[i]);
+    const int64_t k = members[i].weight.columns, columns = m > 4 ? kPackColumns : k;
+    ctx.pool.run(ceil_div(k, columns), [&](int64_t task, int) {
+      g.decode_pack(&members[i].weight, x, int(m), task * columns, std::min(k, (task + 1) * columns), memory + at[i]);
+    });
     done = at[i] + 1;
   }
   return packed;

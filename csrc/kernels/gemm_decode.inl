@@ -272,14 +272,14 @@ static int64_t decode_bytes(const Matrix* w) {
   return 0;
 }
 
-static void decode_pack(const Matrix* w, const float* x, int m, void* packed) {
+static void decode_pack(const Matrix* w, const float* x, int m, int64_t begin, int64_t end, void* packed) {
 #if defined(LOCALSFT_KERNELS_avx512bf16)
   if (w->bits == 4)
-    pack_lanes<4>(w, x, m, (uint32_t*)packed);
+    pack_lanes<4>(w, x, m, begin, end, (uint32_t*)packed);
   else
-    pack_lanes<8>(w, x, m, (uint32_t*)packed);
+    pack_lanes<8>(w, x, m, begin, end, (uint32_t*)packed);
 #else
-  (void)w, (void)x, (void)m, (void)packed;
+  (void)w, (void)x, (void)m, (void)begin, (void)end, (void)packed;
 #endif
 }
 

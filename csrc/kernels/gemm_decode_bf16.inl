@@ -130,23 +130,24 @@ static void lane_scales(const Matrix* w, const void* scales, int64_t row, int ro
 // Numbers of rows of x that have a kernel; others take the next one, with rows of 0.
 static int lane_inputs(int m) { return m <= 4 ? m : m <= 6 ? 6 : m <= 8 ? 8 : m <= 12 ? 12 : 16; }
 
-// x as it is multiplied: the sums (groups in blocks, DECODE_MOST) of what is rounded, then pairs (steps, M =
-// lane_inputs(m)) of bfloat16 in the order of the words' steps. What lies behind them up to M = DECODE_MOST is scratch.
+// The columns [first, last) of x as they are multiplied: the sums (groups in blocks, DECODE_MOST) of what is rounded,
+// then pairs (steps, M = lane_inputs(m)) of bfloat16 in the order of the words' steps.
 template <int BITS>
-static void pack_lanes(const Matrix* w, const float* x, int m, uint32_t* packed) {
+static void pack_lanes(const Matrix* w, const float* x, int m, int64_t first, int64_t last, uint32_t* packed) {
   enum { HALF = 8 };  // pairs of 16 columns
   const int64_t columns = w->columns, M = lane_inputs(m);
   const int group = group_in_block<BITS>(w);
-  float* sums = (float*)packed;
-  uint32_t* pairs = packed + columns / group * DECODE_MOST;
+  float* sums = (float*)packed + first / group * DECODE_MOST;
+  uint32_t* pairs = packed + columns / group * DECODE_MOST + first / 2 * M;
+  const __mmask16 lanes = __mmask16((1u << M) - 1);
   const __m256i order = Word<BITS>::order();
   const __m512bh ones = as_bf16(_mm512_set1_epi16(0x3f80));
   alignas(64) uint8_t rows[DECODE_MOST * 64];
   memset(rows, 0, sizeof rows);
   __m512i words[WORDS];
   vf sum = vzero();
-  for (int64_t begin = 0; begin < columns; begin += 32) {
-    const int halves = columns - begin < 32 ? 1 : 2;
+  for (int64_t begin = first; begin < last; begin += 32) {
+    const int halves = last - begin < 32 ? 1 : 2;
     for (int i = 0; i < m; ++i)
       for (int h = 0; h < halves; ++h) {
         const __m256i rounded = to_bf16_bits(vload(x + i * columns + begin + LANES * h));
@@ -155,7 +156,7 @@ static void pack_lanes(const Matrix* w, const float* x, int m, uint32_t* packed)
     for (int c = 0; c < 2 * halves; ++c) transpose_16_bytes<true>(rows + 16 * c, 64, LANES, 16, words + 4 * c);
     for (int h = 0; h < halves; ++h) {
       for (int s = h * HALF; s < (h + 1) * HALF; ++s, pairs += M) {
-        _mm512_storeu_si512(pairs, words[s]);  // the lanes beyond M: the next store overwrites them
+        _mm512_mask_storeu_epi32(pairs, lanes, words[s]);
         sum = _mm512_dpbf16_ps(sum, as_bf16(words[s]), ones);
       }
       if ((begin + LANES * (h + 1)) % group == 0) {

@@ -70,9 +70,10 @@ struct GemmTable {
   // meaning.
   float (*peak)(int64_t steps);
 
-  // Bytes of the rows x arranged for decode with w, 64-byte aligned; 0 where they are read as they are.
+  // Bytes of the rows x arranged for decode with w, 64-byte aligned; 0 where they are read as they are. decode_pack
+  // arranges the columns [begin, end); begin is a multiple of 128.
   int64_t (*decode_bytes)(const Matrix* w);
-  void (*decode_pack)(const Matrix* w, const float* x, int m, void* packed);
+  void (*decode_pack)(const Matrix* w, const float* x, int m, int64_t begin, int64_t end, void* packed);
   // out[m·out_stride + n] = x[m]·w[n] for n in [begin, end): float rows x (m, columns), m in [1, 16], `packed` from
   // decode_pack or null where decode_bytes is 0; reads w once.
   void (*decode)(const Matrix* w, int64_t begin, int64_t end, const float* x, const void* packed, int m, float* out,
