@@ -11,7 +11,7 @@ enum Slot { kRows, kLowRankPanels, kDu, kLoraRows };
 
 // Rows that are packed and multiplied at a time: few enough for their packed form to stay near the cores, enough to
 // make dequantization cheap.
-constexpr int64_t kPackedUnits = 4 << 20, kMinRows = 256, kMaxRows = 1024;
+constexpr int64_t kPackedUnits = 4 << 20, kMinRows = 512, kMaxRows = 1024;
 
 // Into how many equal blocks m rows with a reduction of that many steps are cut.
 int64_t row_blocks(int64_t m, int64_t steps) {

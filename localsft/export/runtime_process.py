@@ -1,16 +1,18 @@
-"""A foreign program in a process group of its own: bounded in time, and gone with all its children when it is done with."""
+"""A foreign program in a process group of its own: bounded in time, and gone with all its children after it, or with this process."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from localsft.errors import LocalsftError
+from localsft.export import keeper
 
 STARTING = 300.0  # s: the imports of torch or mlx from a cold disk, kernels compiled on first use
 LOADING = 20e6  # bytes/s of model files: a slow disk, each weight read and converted to float32
@@ -53,18 +55,17 @@ def run_program(name: str, command: Sequence[str], bound: TimeBound) -> str:
         TimedOut: it did not end within ``bound``; it and its children were ended.
         LocalsftError: it can't be started, or failed: with the last line that it wrote.
     """
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # so that what it starts itself, a server for one, can be ended with it
-        )
-    except OSError as error:
-        raise LocalsftError(f"{name} could not be started: {error}") from None
+    held, holding = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", keeper.__file__, *command],
+        stdin=held,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # so that what it starts itself, a server for one, can be ended with it
+    )
+    os.close(held)
     try:
         out, err = process.communicate(timeout=bound.seconds)
     except subprocess.TimeoutExpired:
@@ -77,6 +78,7 @@ def run_program(name: str, command: Sequence[str], bound: TimeBound) -> str:
     finally:
         _end_group(process)  # also on Ctrl-C, which does not reach a session of its own
         process.wait()
+        os.close(holding)
     if process.returncode:
         raise LocalsftError(f"{name} failed{_last_line(err, ': ') or f' with exit code {process.returncode}'}")
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +29,11 @@ HANGS = (
 
 def command(pids: Path) -> list[str]:
     return [sys.executable, "-c", HANGS, str(pids)]
+
+
+def wait_for(pids: Path) -> None:
+    while not pids.exists() or len(pids.read_text().split()) < 2:
+        time.sleep(0.05)
 
 
 def gone(pids: Path) -> bool:
@@ -62,10 +68,21 @@ def test_a_hung_program_is_ended_with_its_children(tmp_path: Path, monkeypatch: 
     assert gone(tmp_path / "pids")
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_whoever_started_it(tmp_path: Path, how: signal.Signals) -> None:
+    code = (
+        "import sys; from localsft.export.runtime_process import TimeBound, run_program; "
+        "run_program('thing', sys.argv[1:], TimeBound(0, 0.0))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, *command(tmp_path / "pids")]) as starter:
+        wait_for(tmp_path / "pids")
+        starter.send_signal(how)
+    assert gone(tmp_path / "pids")
+
+
 def test_ctrl_c_ends_it_too(tmp_path: Path) -> None:
     def interrupt() -> None:
-        while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 2:
-            time.sleep(0.05)
+        wait_for(tmp_path / "pids")
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it from the start
@@ -85,7 +102,7 @@ def test_a_failure_is_told_in_its_own_last_words() -> None:
         run_program("thing", [sys.executable, "-c", "raise ValueError('no such model')"], TimeBound(0, 0.0))
     with pytest.raises(LocalsftError, match="thing failed with exit code 3"):
         run_program("thing", [sys.executable, "-c", "raise SystemExit(3)"], TimeBound(0, 0.0))
-    with pytest.raises(LocalsftError, match="thing could not be started"):
+    with pytest.raises(LocalsftError, match="thing failed: it could not be started"):
         run_program("thing", ["/nowhere/thing"], TimeBound(0, 0.0))
 
 

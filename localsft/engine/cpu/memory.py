@@ -14,7 +14,7 @@ from localsft.engine.cpu.buffers import Buffers
 from localsft.engine.cpu.model import Model
 
 HEAD_ROWS, HEAD_COLUMNS = 512, 2304  # rows and columns of exponentials that exist at a time, at most (csrc/ops_head.cc)
-PACKED_UNITS, MIN_ROWS, MAX_ROWS = 4 << 20, 256, 1024  # how rows are cut before they are packed (csrc/ops_linear.cc)
+PACKED_UNITS, MIN_ROWS, MAX_ROWS = 4 << 20, 512, 1024  # how rows are cut before they are packed (csrc/ops_linear.cc)
 PER_THREAD = 8 << 20  # panels, partial sums and the state of attention: a few buffers of a huge page each (csrc/scratch.h)
 
 
