@@ -39,6 +39,16 @@ def test_half_of_the_effect_is_seen_through_noise() -> None:
     assert not compare_effects("x", ours, np.full_like(ours, np.nan)).ok
 
 
+def test_an_effect_below_the_rounding_is_no_failure_and_no_proof() -> None:
+    rng = np.random.default_rng(2)
+    ours = rng.standard_normal((10, 500)).astype(np.float32)
+    direction = rng.standard_normal((10, 1)) * ours  # rounding that falls by chance along the effect, otherwise for each prompt
+    lost = compare_effects("x", ours, (ours + direction).astype(np.float32))
+    assert lost.ok is None and "too little beside the rounding" in lost.detail
+    assert compare_effects("x", ours, np.zeros_like(ours)).ok is False  # the adapter was not applied at all
+    assert compare_effects("x", ours, -5 * ours + direction).ok is False
+
+
 def test_other_logits_are_no_rounding() -> None:
     rng = np.random.default_rng(1)
     ours = rng.normal(size=(5, 300)).astype(np.float32)
