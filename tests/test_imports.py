@@ -29,7 +29,10 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 # What only some rooms may touch at all.
 ONLY = {"_core": {"data", "tokenizer", "engine", "doctor"}, "click": {"cli"}, "rich": {"cli"}, "mlx": {"engine"}, "pybind11": set[str]()}
-PROGRAMS = {"export/render_jinja.py"}  # run by themselves in a process of their own, which answers on its standard output
+PROGRAMS = {
+    "export/keeper.py",
+    "export/render_jinja.py",
+}  # run by themselves in a process of their own, which answers on its standard output
 
 
 def imports(path: Path) -> Iterator[str]:
