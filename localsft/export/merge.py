@@ -100,7 +100,7 @@ def check_merged_loss(path: Path, source: Source) -> Check:
         base = evaluate(engine, batches).loss
         name = engine.info.name
         del engine
-        found = evaluate(open_engine(name, load_base(path), _NOTHING, OptimConfig()), batches).loss
+        found = evaluate(open_engine(name, load_base(path), _NOTHING, OptimConfig(), exact=True), batches).loss
     except LocalsftError as error:
         return Check("loss", None, f"could not be measured here: {error}")
     return check_loss(base, trained, found)

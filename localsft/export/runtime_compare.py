@@ -66,8 +66,9 @@ def compare_effects(name: str, ours: Float32, theirs: Float32) -> Check:
     """How much of the adapter's change of the logits the runtime makes: ⟨theirs, ours⟩ / ‖ours‖², each row less its mean.
 
     What moves all the logits of a prompt alike changes no probability, but can be most of an adapter's change and of its rounding.
-    After a few steps an adapter does less than a runtime's rounding: then the share says nothing, by its standard error as a ratio over
-    prompts (Cochran, Sampling Techniques, 3rd ed., eq. 6.9), and the check is one that could not be made.
+    After a few steps an adapter does less than a runtime's rounding. A share out of bounds which three of its standard errors, as a ratio
+    over prompts (Cochran, Sampling Techniques, 3rd ed., eq. 6.9), don't tell from 1 is no failure: the check could not be made.
+    ``ours`` must be exact: rounding in it would draw the share below 1.
     """
     a, b = _centred(ours), _centred(theirs)
     squares, products = (a * a).sum(1), (a * b).sum(1)
@@ -76,13 +77,13 @@ def compare_effects(name: str, ours: Float32, theirs: Float32) -> Check:
     error = float(np.sqrt(len(a) / max(len(a) - 1, 1) * (residuals**2).sum()) / squares.sum()) if a.any() else 0.0
     apart = float(np.linalg.norm(b - a) / np.linalg.norm(a)) if a.any() else np.inf
     low, high = EFFECT_BOUNDS
-    detail = f"the adapter moves the logits {100 * share:.1f} % as far as here, along the same way (rounding aside: {100 * apart:.1f} %)"
+    found = f"{100 * share:.1f} ± {100 * error:.1f} % as far as here"
     figures = {"share": share, "error": error, "apart": apart, "bounds": [low, high]}
     holds = low <= share <= high
-    if not holds and low - 3 * error <= share <= high + 3 * error:
-        words = f"the adapter does too little beside the rounding there for its effect to be told: {100 * share:.0f} % of what it is here, "
-        return Check(f"{name}: effect", None, f"{words}± {100 * error:.0f}", figures)
-    return Check(f"{name}: effect", holds, detail, figures)
+    if not holds and abs(share - 1) <= 3 * error:
+        return Check(f"{name}: effect", None, f"the adapter does too little beside the rounding there to be told: {found}", figures)
+    words = f"the adapter moves the logits {found}, along the same way (rounding aside: {100 * apart:.1f} %)"
+    return Check(f"{name}: effect", holds, words, figures)
 
 
 def compare_logits(name: str, ours: Float32, theirs: Float32) -> Check:

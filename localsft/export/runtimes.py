@@ -302,7 +302,7 @@ def ollama_adapter_checks(source: Source) -> Callable[[Path], list[Check]]:
 def open_merged(path: Path, source: Source) -> Engine:
     """The merged model in an engine that runs its base, with an adapter that changes nothing."""
     name = open_source_engine(source).info.name
-    return open_engine(name, load_base(path), LoraConfig(rank=1, layers=1), OptimConfig())
+    return open_engine(name, load_base(path), LoraConfig(rank=1, layers=1), OptimConfig(), exact=True)
 
 
 def runtime_checks_of(target: str, source: Source, kind: str = "") -> Callable[[Path], list[Check]]:

@@ -94,14 +94,18 @@ def check_provenance(texts: Mapping[str, str], provenance: Provenance) -> Check:
 
 
 def open_source_engine(source: Source) -> Engine:
-    """An engine on the source's base and LoRA settings: the one it was trained with, else the other one that runs it."""
+    """An exact engine on the source's base and LoRA settings: the one it was trained with, else the other one that runs it.
+
+    Exact, because rounding on our side would be part of what an adapter seems to do here, and so draw the share of it that is found in
+    another program below 1.
+    """
     lora, base = source.adapter.lora, source.model.base
     try:
-        return open_engine(source.engine, base, lora, OptimConfig())
+        return open_engine(source.engine, base, lora, OptimConfig(), exact=True)
     except (InputError, MissingPart) as first:
         other = "cpu" if source.engine == "mlx" else "mlx"
         try:
-            return open_engine(other, base, lora, OptimConfig())
+            return open_engine(other, base, lora, OptimConfig(), exact=True)
         except LocalsftError:
             raise first from None
 

@@ -47,6 +47,11 @@ def test_an_effect_below_the_rounding_is_no_failure_and_no_proof() -> None:
     assert lost.ok is None and "too little beside the rounding" in lost.detail
     assert compare_effects("x", ours, np.zeros_like(ours)).ok is False  # the adapter was not applied at all
     assert compare_effects("x", ours, -5 * ours + direction).ok is False
+    assert compare_effects("x", ours, ours / 2 + 0.8 * direction).ok is False  # 3.3 errors below 1, if less below the bound
+
+
+def test_our_side_of_the_comparison_rounds_nothing_to_bfloat16(trial: Trial) -> None:
+    assert trial.engine.info.details["activations"] == "float32"
 
 
 def test_other_logits_are_no_rounding() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,13 @@ try:
     from localsft import _core
 except ImportError as error:  # a source checkout that was never built
     raise MissingPart(f"the compiled kernels are missing ({error}): run `make install`, or `make core` in a checkout") from error
+
+
+def float32_isa() -> str:
+    """The fastest ISA here whose activations are float32; the one that LOCALSFT_ISA names, where that is one of them."""
+    isas = [isa for isa in _core.available_isas() if not _core.Context(isa).act_bf16]
+    forced = os.environ.get("LOCALSFT_ISA", "")
+    return forced if forced in isas else isas[-1]
 
 
 class Ops:
