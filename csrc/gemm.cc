@@ -99,23 +99,21 @@ void multiply_chunk(Context& ctx, const Task& task, const Part& part, const std:
   for (int64_t begin = part.first; begin < part.last; begin += block) {
     for (int64_t p = 0; p < panels_of_task; ++p) {
       const int64_t column = task.column + p * g.panel;
-      for (int64_t tile = begin; tile < std::min(begin + block, part.last); ++tile) {
-        for (size_t i = 0; i < segments.size(); ++i) {
-          const Stretch& s = chunk[i];
-          segments[i] = {rows.packed + (tile * rows.steps + s.term->first_step + s.begin) * g.tile_rows, s.steps};
-        }
-        const int64_t row = tile * g.tile_rows;
-        auto* result = static_cast<uint8_t*>(out.data) + (row * out.stride + column) * size;
-        auto* partial = part.sums != nullptr ? part.sums + (tile - part.first) * g.tile_rows * width + p * g.panel
-                                             : reinterpret_cast<float*>(result);
-        const int64_t partial_stride = part.sums != nullptr ? width : out.stride;
-        kernels::Target target{result, out.stride, out.act, nullptr, 0};
-        if (!last_chunk) target = {partial, partial_stride, false, nullptr, 0};
-        if (!first_chunk || out.add) target.before = partial, target.before_stride = partial_stride;
-        g.tile(segments.data(), int(segments.size()), panels + p * next,
-               int(std::min<int64_t>(g.tile_rows, rows.count - row)),
-               int(std::min<int64_t>(g.panel, task.columns - p * g.panel)), &target);
+      for (size_t i = 0; i < segments.size(); ++i) {
+        const Stretch& s = chunk[i];
+        segments[i] = {rows.packed + (begin * rows.steps + s.term->first_step + s.begin) * g.tile_rows, s.steps};
       }
+      const int64_t row = begin * g.tile_rows;
+      auto* result = static_cast<uint8_t*>(out.data) + (row * out.stride + column) * size;
+      auto* partial = part.sums != nullptr ? part.sums + (begin - part.first) * g.tile_rows * width + p * g.panel
+                                           : reinterpret_cast<float*>(result);
+      const int64_t partial_stride = part.sums != nullptr ? width : out.stride;
+      kernels::Target target{result, out.stride, out.act, nullptr, 0};
+      if (!last_chunk) target = {partial, partial_stride, false, nullptr, 0};
+      if (!first_chunk || out.add) target.before = partial, target.before_stride = partial_stride;
+      g.tiles(segments.data(), int(segments.size()), rows.steps * g.tile_rows, panels + p * next,
+              int(std::min(rows.count, std::min(begin + block, part.last) * g.tile_rows) - row),
+              int(std::min<int64_t>(g.panel, task.columns - p * g.panel)), &target);
     }
   }
 }

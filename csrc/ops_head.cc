@@ -80,13 +80,13 @@ class Softmax {
     float* dx;
   };
 
-  // The logits of a row tile and a panel, chunk by chunk of the reduction: the same sums in the same order everywhere.
-  void logits(const Rows& rows, int64_t row, const uint32_t* panel, int columns, int64_t begin, int64_t steps,
-              float* out, int64_t stride) const {
+  // The logits of `count` rows from `row` on, the first of a row tile, and a panel, chunk by chunk of the reduction:
+  // the same sums in the same order everywhere.
+  void logits(const Rows& rows, int64_t row, int64_t count, const uint32_t* panel, int columns, int64_t begin,
+              int64_t steps, float* out, int64_t stride) const {
     const kernels::Segment segment{rows.packed + (row / g_.tile_rows * steps_ + begin) * g_.tile_rows, steps};
     const kernels::Target target{out, stride, false, begin == 0 ? nullptr : out, stride};
-    g_.tile(&segment, 1, panel + begin * g_.panel, int(std::min<int64_t>(g_.tile_rows, rows.count - row)), columns,
-            &target);
+    g_.tiles(&segment, 1, steps_ * g_.tile_rows, panel + begin * g_.panel, int(count), columns, &target);
   }
   int64_t chunk() const {
     return std::max<int64_t>(round_up(ceil_div(steps_, std::max<int64_t>(ceil_div(steps_, g_.chunk), 1)), 32), 32);
@@ -99,7 +99,8 @@ class Softmax {
       const int64_t first = row / g_.tile_rows * g_.tile_rows;
       auto* column = ctx_.scratch.array<float>(thread, kTile, size_t(g_.tile_rows));
       for (int64_t begin = 0; begin < steps_; begin += chunk())
-        logits(rows, first, panel, 1, begin, std::min(chunk(), steps_ - begin), column, 1);
+        logits(rows, first, std::min<int64_t>(g_.tile_rows, rows.count - first), panel, 1, begin,
+               std::min(chunk(), steps_ - begin), column, 1);
       rows.target_logits[row] = column[row - first];
     });
   }
@@ -154,9 +155,10 @@ class Softmax {
         const int64_t last = std::min(first + kTileRows, rows.count);
         for (int64_t step = 0; step < steps_; step += chunk())
           for (int64_t c = 0; c < columns; c += g_.panel)
-            for (int64_t row = first; row < last; row += g_.tile_rows)
-              logits(rows, row, panels + c / g_.panel * next, int(std::min<int64_t>(g_.panel, columns - c)), step,
-                     std::min(chunk(), steps_ - step), tile + (row - first) * stride + c, stride);
+            for (int64_t row = first; row < last; row += g_.block_rows)
+              logits(rows, row, std::min(g_.block_rows, last - row), panels + c / g_.panel * next,
+                     int(std::min<int64_t>(g_.panel, columns - c)), step, std::min(chunk(), steps_ - step),
+                     tile + (row - first) * stride + c, stride);
         for (int64_t row = first; row < last; row += g_.tile_rows) {
           uint32_t* packed =
               exponentials == nullptr ? nullptr : exponentials + row * block_steps + offset / g_.step * g_.tile_rows;

@@ -43,7 +43,7 @@ class LowRank {
     const kernels::Segment segment{tile, steps_};
     for (int64_t r = 0; r < rank_; r += g_.panel) {
       const kernels::Target target{out + r, stride, false, nullptr, 0};
-      g_.tile(&segment, 1, panels_ + r * steps_, rows, int(std::min<int64_t>(g_.panel, rank_ - r)), &target);
+      g_.tiles(&segment, 1, 0, panels_ + r * steps_, rows, int(std::min<int64_t>(g_.panel, rank_ - r)), &target);
     }
   }
 

@@ -24,9 +24,9 @@ struct Matrix {
   int32_t bits, group_log2;
 };
 
-// One stretch of the reduction: `steps` steps of a packed row tile.
+// One stretch of the reduction: `steps` steps of packed row tiles.
 struct Segment {
-  const uint32_t* a;  // (steps, tile_rows) units
+  const uint32_t* a;  // (steps, tile_rows) units of the first tile
   int64_t steps;
 };
 
@@ -63,8 +63,10 @@ struct GemmTable {
   // Packs columns [column, column + count) over the rows [begin, end): the rows are the reduction. At most 512 columns.
   void (*pack_along)(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end, float scale,
                      int width, uint32_t* dst, int64_t next);
-  // (rows, columns) of Σ over segments of a·b; b: the panel (steps of all segments, panel) units.
-  void (*tile)(const Segment* segments, int count, const uint32_t* b, int rows, int columns, const Target* target);
+  // (rows, columns) of Σ over segments of a·b, at most block_rows rows; b: the panel (steps of all segments, panel)
+  // units. Row tile after row tile, their operands `next` units apart.
+  void (*tiles)(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
+                const Target* target);
 
   // `steps` steps of a full tile on registers alone: what the arithmetic units can do at most. The result has no
   // meaning.

@@ -28,8 +28,27 @@ LOCALSFT_INLINE void store_tile(vf (&sums)[ROWS][VECTORS], int last, T* out, int
     }
 }
 
+// Steps of a row tile in a cache line; whether a block is more than one row tile.
+enum { LINE_STEPS = 16 / GEMM_ROWS, FOLLOWED = BLOCK_ROWS > GEMM_ROWS };
+
 template <int ROWS, int VECTORS>
-static void tile_kernel(const Segment* segments, int count, const uint32_t* b, int columns, const Target* target) {
+LOCALSFT_INLINE void tile_step(const uint32_t* a, const uint32_t* b, vf (&sums)[ROWS][VECTORS]) {
+  vu panel[VECTORS];
+#pragma GCC unroll 4
+  for (int v = 0; v < VECTORS; ++v) panel[v] = uload(b + v * LANES);
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    const vu x = ubroadcast(a + r);
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) sums[r][v] = umultiply(x, panel[v], sums[r][v]);
+  }
+}
+
+// The row tile from row `row` of all on, whose operand lies `at` units behind the segments'; `ahead` more is what to
+// fetch meanwhile.
+template <int ROWS, int VECTORS>
+static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t ahead, const uint32_t* b, int64_t row,
+                        int columns, const Target* target) {
   const int last = ((columns - 1) & (LANES - 1)) + 1;  // columns in the last vector
   vf sums[ROWS][VECTORS];
 #pragma GCC unroll 16
@@ -37,75 +56,88 @@ static void tile_kernel(const Segment* segments, int count, const uint32_t* b, i
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) sums[r][v] = vzero();
   if (!(target->act && ACT_BF16)) {  // where the sums go, and mostly what they are added to: needed at the end
+    const float* out = (const float*)target->out + row * target->stride;
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
-      __builtin_prefetch((float*)target->out + r * target->stride, 1);
-      __builtin_prefetch((float*)target->out + r * target->stride + VECTORS * LANES - 1, 1);
+      __builtin_prefetch(out + r * target->stride, 1);
+      __builtin_prefetch(out + r * target->stride + VECTORS * LANES - 1, 1);
     }
   }
 
   for (int s = 0; s < count; ++s) {
-    const uint32_t* a = segments[s].a;
-    for (int64_t step = segments[s].steps; step > 0; --step) {
-      vu panel[VECTORS];
+    const uint32_t* a = segments[s].a + at;
+    int64_t step = segments[s].steps;
+    for (; FOLLOWED && step >= LINE_STEPS; step -= LINE_STEPS) {
+      __builtin_prefetch(a + ahead);
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) panel[v] = uload(b + v * LANES);
-#pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) {
-        const vu x = ubroadcast(a + r);
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) sums[r][v] = umultiply(x, panel[v], sums[r][v]);
+      for (int i = 0; i < LINE_STEPS; ++i) {
+        tile_step<ROWS, VECTORS>(a, b, sums);
+        a += GEMM_ROWS;
+        b += GEMM_VECTORS * LANES;
       }
+    }
+    for (; step > 0; --step) {
+      tile_step<ROWS, VECTORS>(a, b, sums);
       a += GEMM_ROWS;
       b += GEMM_VECTORS * LANES;
     }
   }
 
   const Target to = *target;
+  const float* before = FOLLOWED && to.before != nullptr ? to.before + row * to.before_stride : to.before;
   if (to.act && ACT_BF16) {
+    act_t* out = (act_t*)to.out + row * to.stride;
     if (last == LANES)
-      store_tile<ROWS, VECTORS, true>(sums, last, (act_t*)to.out, to.stride, to.before, to.before_stride);
+      store_tile<ROWS, VECTORS, true>(sums, last, out, to.stride, before, to.before_stride);
     else
-      store_tile<ROWS, VECTORS, false>(sums, last, (act_t*)to.out, to.stride, to.before, to.before_stride);
+      store_tile<ROWS, VECTORS, false>(sums, last, out, to.stride, before, to.before_stride);
   } else {
+    float* out = (float*)to.out + row * to.stride;
     if (last == LANES)
-      store_tile<ROWS, VECTORS, true>(sums, last, (float*)to.out, to.stride, to.before, to.before_stride);
+      store_tile<ROWS, VECTORS, true>(sums, last, out, to.stride, before, to.before_stride);
     else
-      store_tile<ROWS, VECTORS, false>(sums, last, (float*)to.out, to.stride, to.before, to.before_stride);
+      store_tile<ROWS, VECTORS, false>(sums, last, out, to.stride, before, to.before_stride);
   }
 }
 
-template <int ROWS>
-static void tile_columns(const Segment* segments, int count, const uint32_t* b, int columns, const Target* target) {
+template <int VECTORS>
+static void tiles_columns(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
+                          const Target* target) {
+  int64_t at = 0;
+  int row = 0;
+  if (FOLLOWED)
+    for (; row + GEMM_ROWS <= rows; row += GEMM_ROWS, at += next)
+      tile_kernel<GEMM_ROWS, VECTORS>(segments, count, at, next, b, row, columns, target);
+  switch (rows - row) {
+    case 1:
+      return tile_kernel<1, VECTORS>(segments, count, at, 0, b, row, columns, target);
+    case 2:
+      return tile_kernel<2, VECTORS>(segments, count, at, 0, b, row, columns, target);
+    case 3:
+      return tile_kernel<3, VECTORS>(segments, count, at, 0, b, row, columns, target);
+#if !defined(LOCALSFT_KERNELS_avx2) && !defined(LOCALSFT_KERNELS_baseline)
+    case 4:
+      return tile_kernel<4, VECTORS>(segments, count, at, 0, b, row, columns, target);
+    case 5:
+      return tile_kernel<5, VECTORS>(segments, count, at, 0, b, row, columns, target);
+    case 6:
+      return tile_kernel<6, VECTORS>(segments, count, at, 0, b, row, columns, target);
+    case 7:
+      return tile_kernel<7, VECTORS>(segments, count, at, 0, b, row, columns, target);
+    case 8:
+      return tile_kernel<8, VECTORS>(segments, count, at, 0, b, row, columns, target);
+#endif
+  }
+}
+
+static void tiles(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
+                  const Target* target) {
   switch ((columns + LANES - 1) / LANES) {
     case 1:
-      return tile_kernel<ROWS, 1>(segments, count, b, columns, target);
+      return tiles_columns<1>(segments, count, next, b, rows, columns, target);
     case 2:
-      return tile_kernel<ROWS, 2>(segments, count, b, columns, target);
+      return tiles_columns<2>(segments, count, next, b, rows, columns, target);
     default:
-      return tile_kernel<ROWS, GEMM_VECTORS>(segments, count, b, columns, target);
-  }
-}
-
-static void tile(const Segment* segments, int count, const uint32_t* b, int rows, int columns, const Target* target) {
-  switch (rows) {
-    case 1:
-      return tile_columns<1>(segments, count, b, columns, target);
-    case 2:
-      return tile_columns<2>(segments, count, b, columns, target);
-    case 3:
-      return tile_columns<3>(segments, count, b, columns, target);
-    case 4:
-      return tile_columns<4>(segments, count, b, columns, target);
-#if !defined(LOCALSFT_KERNELS_avx2) && !defined(LOCALSFT_KERNELS_baseline)
-    case 5:
-      return tile_columns<5>(segments, count, b, columns, target);
-    case 6:
-      return tile_columns<6>(segments, count, b, columns, target);
-    case 7:
-      return tile_columns<7>(segments, count, b, columns, target);
-    case 8:
-      return tile_columns<8>(segments, count, b, columns, target);
-#endif
+      return tiles_columns<GEMM_VECTORS>(segments, count, next, b, rows, columns, target);
   }
 }
