@@ -44,8 +44,8 @@ LOCALSFT_INLINE void tile_step(const uint32_t* a, const uint32_t* b, vf (&sums)[
   }
 }
 
-// The row tile from row `row` of all on, whose operand lies `at` units behind the segments'; `ahead` more is what to
-// fetch meanwhile.
+// One row tile: its rows of `target` begin at `row`, its operand `at` units behind that of the first tile. What lies
+// `ahead` units further is fetched meanwhile.
 template <int ROWS, int VECTORS>
 static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t ahead, const uint32_t* b, int64_t row,
                         int columns, const Target* target) {

@@ -262,6 +262,7 @@ ODD = 611  # columns that fill no whole vector, which only dense weights may hav
     [
         *((form, 3, 640) for form in FORMS),
         *(("4x32", M, 640) for M in range(1, 17)),
+        *(("4x32", M, K) for M in (1, 3, 16) for K in (576, 1152)),  # whole spans of a reader on AVX2
         *((form, M, ODD) for form in ("f32", "f16", "bf16") for M in (1, 3, 5, 16)),
     ],
 )
