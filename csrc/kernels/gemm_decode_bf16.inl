@@ -127,18 +127,22 @@ static void lane_scales(const Matrix* w, const void* scales, int64_t row, int ro
   }
 }
 
+static int64_t lane_bytes(const Matrix* w) {  // no group is smaller than 16
+  return (w->columns / 2 + w->columns / 16) * DECODE_MOST * 4;
+}
+
 // Numbers of rows of x that have a kernel; others take the next one, with rows of 0.
 static int lane_inputs(int m) { return m <= 4 ? m : m <= 6 ? 6 : m <= 8 ? 8 : m <= 12 ? 12 : 16; }
 
 // The columns [first, last) of x as they are multiplied: the sums (groups in blocks, DECODE_MOST) of what is rounded,
 // then pairs (steps, M = lane_inputs(m)) of bfloat16 in the order of the words' steps.
 template <int BITS>
-static void pack_lanes(const Matrix* w, const float* x, int m, int64_t first, int64_t last, uint32_t* packed) {
+static void pack_lanes(const Matrix* w, const float* x, int m, int64_t first, int64_t last, void* packed) {
   enum { HALF = 8 };  // pairs of 16 columns
   const int64_t columns = w->columns, M = lane_inputs(m);
   const int group = group_in_block<BITS>(w);
   float* sums = (float*)packed + first / group * DECODE_MOST;
-  uint32_t* pairs = packed + columns / group * DECODE_MOST + first / 2 * M;
+  uint32_t* pairs = (uint32_t*)packed + columns / group * DECODE_MOST + first / 2 * M;
   const __mmask16 lanes = __mmask16((1u << M) - 1);
   const __m256i order = Word<BITS>::order();
   const __m512bh ones = as_bf16(_mm512_set1_epi16(0x3f80));
@@ -167,11 +171,6 @@ static void pack_lanes(const Matrix* w, const float* x, int m, int64_t first, in
     }
   }
 }
-
-template <int N>
-struct Count {
-  enum { value = N };
-};
 
 // total (M) += COUNT groups of `words` words each: their chains run beside each other, which hides the latency of few.
 template <int BITS, int M, int COUNT>
@@ -268,34 +267,23 @@ static void lane_tile(const Matrix* w, const Word<BITS>& word, int64_t row, int 
     if (i < m) vstore_n(out + i * out_stride + row, total[i], rows);
 }
 
-LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const uint8_t*)p + at);
-}
-
 template <int BITS, int M>
 static void decode_lanes(const Matrix* w, int64_t begin, int64_t end, const uint32_t* packed, int m, float* out,
                          int64_t out_stride) {
   const Word<BITS> word;
   const float* sums = (const float*)packed;
   packed += w->columns / group_in_block<BITS>(w) * DECODE_MOST;
-  // A tile asks for the next one's data as it goes; the first one's and all scales are asked for here.
-  const int64_t row_bytes = w->columns * BITS / 8;
-  const int64_t scale_bytes = (w->columns >> w->group_log2) * (w->scale_kind == Kind::F32 ? 4 : 2);
-  const auto data = (const uint8_t*)w->data, scales = (const uint8_t*)w->scales, biases = (const uint8_t*)w->biases;
-  const int64_t first = end - begin < LANES ? end - begin : int64_t(LANES);
-  prefetch(scales + begin * scale_bytes, first * scale_bytes);
-  prefetch(biases + begin * scale_bytes, first * scale_bytes);
-  prefetch(data + begin * row_bytes, first * row_bytes);
+  prefetch_lanes(w, begin, end - begin < LANES ? int(end - begin) : int(LANES), true);
   for (int64_t row = begin; row < end; row += LANES) {
-    prefetch(scales + (row + LANES) * scale_bytes, LANES * scale_bytes);
-    prefetch(biases + (row + LANES) * scale_bytes, LANES * scale_bytes);
+    prefetch_lanes(w, row + LANES, LANES, false);
     lane_tile<BITS, M>(w, word, row, end - row < LANES ? int(end - row) : int(LANES), packed, sums, m, out, out_stride);
   }
 }
 
 template <int BITS>
-static void decode_lanes(const Matrix* w, int64_t begin, int64_t end, const uint32_t* packed, int m, float* out,
+static void decode_lanes(const Matrix* w, int64_t begin, int64_t end, const void* memory, int m, float* out,
                          int64_t out_stride) {
+  const auto packed = (const uint32_t*)memory;
   switch (lane_inputs(m)) {
     case 1:
       return decode_lanes<BITS, 1>(w, begin, end, packed, m, out, out_stride);

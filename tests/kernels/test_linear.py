@@ -257,12 +257,28 @@ def test_backward_is_the_gradient() -> None:
 ODD = 611  # columns that fill no whole vector, which only dense weights may have
 
 
+def decoded(ctx: Any, form: str, x: np.ndarray) -> np.ndarray:
+    """``x`` as decoding multiplies it. Weights of 4 and 8 bits are multiplied with bfloat16, or, on AVX2, with 16-bit
+    integers times a scale for each group (or block of 32 bytes of the weight, where that is smaller)."""
+    if not form.startswith(("4x", "8x")):
+        return x.astype(np.float64)
+    if ctx.isa != "avx2":
+        return from_act(ctx, to_act(ctx, x))
+    bits, group = (int(n) for n in form.partition(":")[0].split("x"))
+    groups = x.reshape(len(x), -1, min(group, 256 // bits))
+    largest = np.abs(groups).max(axis=2, keepdims=True)
+    integers = np.rint(groups * (np.float32(32767) / largest)).astype(np.float64)
+    return (integers * (largest / np.float32(32767))).reshape(x.shape)
+
+
 @pytest.mark.parametrize(
     ("form", "M", "K"),
     [
         *((form, 3, 640) for form in FORMS),
         *(("4x32", M, 640) for M in range(1, 17)),
-        *(("4x32", M, K) for M in (1, 3, 16) for K in (576, 1152)),  # whole spans of a reader on AVX2
+        *(("5x32", M, K) for M in (1, 3, 16) for K in (576, 1152)),  # whole spans of a reader on AVX2
+        *((form, M, 1072) for form in ("4x16", "8x16") for M in (1, 4, 5, 16)),  # the last block of a row is not whole
+        *(("4x32", M, 96) for M in (2, 16)),
         *((form, M, ODD) for form in ("f32", "f16", "bf16") for M in (1, 3, 5, 16)),
     ],
 )
@@ -273,9 +289,7 @@ def test_decode(ctx: _core.Context, form: str, M: int, K: int) -> None:
     _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, outs)
     for case, a, b, scale, out in zip(group.cases, group.a, group.b, group.scales, outs, strict=True):
         w, x64 = case.exact.astype(np.float64), x.astype(np.float64)
-        # Where the ISA multiplies bfloat16, weights of 4 and 8 bits are multiplied with x rounded to it.
-        rounded = from_act(ctx, to_act(ctx, x)) if form.startswith(("4x", "8x")) else x64
-        y, size = rounded @ w.T, np.abs(x64) @ np.abs(w).T
+        y, size = decoded(ctx, form, x) @ w.T, np.abs(x64) @ np.abs(w).T
         if a is not None and b is not None:
             y, size = y + scale * (x64 @ a.T) @ b, size + scale * (np.abs(x64) @ np.abs(a).T) @ np.abs(b)
         check(out, y, sum_eps(K + 8) * size)
@@ -294,6 +308,36 @@ def test_decoding_does_not_depend_on_what_is_decoded_beside_it(ctx: _core.Contex
     alone = np.concatenate([decode(x[i : i + 1]) for i in range(16)])
     for M in (2, 3, 4, 7, 11, 16):
         np.testing.assert_array_equal(decode(x[:M]), alone[:M])
+
+
+@pytest.mark.parametrize("form", ["4x32", "8x64", "4x16", "f32"])
+def test_decoding_keeps_small_inputs_beside_large_ones(ctx: _core.Context, form: str) -> None:
+    """A few inputs a thousand times as large as the others, as language models have them: what the small ones of another
+    group add is not rounded away."""
+    group = Group.make(ctx, 19, 2, 640, form, [70], [0])
+    x = np.random.default_rng(20).normal(size=(2, 640)).astype(np.float32)
+    x[:, 128:132] *= 1000
+    out = np.empty((2, 70), np.float32)
+    _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, [out])
+    w = group.cases[0].exact.astype(np.float64)
+    check(out, decoded(ctx, form, x) @ w.T, sum_eps(648) * (np.abs(x.astype(np.float64)) @ np.abs(w).T))
+    x[:, 128:256] = 0  # the large ones and their neighbours
+    _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, [out])
+    exact = x.astype(np.float64) @ w.T
+    assert np.abs(out - exact).max() < (2 * BF16_EPS if ctx.act_bf16 else 1e-4) * np.abs(exact).std() * 4
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("form", ["4x32", "8x64", "5x32", "f32"])
+def test_decoding_does_not_hide_what_is_not_a_number(ctx: _core.Context, form: str, bad: float) -> None:
+    group = Group.make(ctx, 21, 3, 640, form, [70], [0])
+    x = np.random.default_rng(22).normal(size=(3, 640)).astype(np.float32)
+    x[1, 77] = bad
+    x[2] = 0
+    out = np.empty((3, 70), np.float32)
+    _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, [out])
+    assert np.isfinite(out[0]).all() and (out[2] == 0).all()
+    assert not np.isfinite(out[1][group.cases[0].exact[:, 77] != 0]).any()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,0 +1,383 @@
+// Decoding with 4 and 8 bit weights on AVX2, which adds pairs of 16-bit products as fast as it adds single float ones:
+// twice the multiply-adds. Each group of x is rounded to 16-bit integers of its own scale, max |x| / 32767, and the
+// weights' integers q are multiplied as they are:
+//
+//   x·w = Σ over groups of scale·x_scale·(Σ q·x) + bias·x_scale·(Σ x)
+//
+// The sums of integers are exact, and the groups are added in float in the order of the columns, whatever else is
+// computed: what is generated for one prompt does not depend on the prompts decoded with it. x keeps 15 bits of the
+// largest of its group; bfloat16 keeps 8.
+//
+// A 32-bit lane is a row of the weight: rows' words are transposed on their way to registers, so that only a group's
+// end takes float arithmetic, once for LANES rows.
+
+enum { WORDS = 8, LANE_VECTORS = 2, LANE_ROWS = LANE_VECTORS * LANES };  // words: of a row in a block, 32 bytes
+enum { LANE_INPUTS = 4 };                                                // rows of x beside each other
+enum { LANE_SPAN = 512, LANE_GROUPS = LANE_SPAN / 16 };                  // columns whose scales are looked at at a time
+
+// BITS: the steps of a word (32 bits of a row), each a pair of its integers as 16 bits.
+template <int BITS>
+struct Word;
+
+// Step s: the columns s and 4 + s of a word's 8.
+template <>
+struct Word<4> {
+  enum { COLUMNS = 8, STEPS = 4 };
+  template <int STEP>
+  static inline __attribute__((always_inline)) __m256i step(__m256i word) {
+    if (STEP == 3) return _mm256_srli_epi16(word, 12);
+    return _mm256_and_si256(STEP == 0 ? word : _mm256_srli_epi16(word, 4 * STEP), _mm256_set1_epi16(15));
+  }
+  // 8 columns of x in the order of the steps.
+  static inline __attribute__((always_inline)) __m128i in_order(__m128i x) {
+    return _mm_shuffle_epi8(x, _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+  }
+};
+
+// Step s: the columns s and 2 + s of a word's 4.
+template <>
+struct Word<8> {
+  enum { COLUMNS = 4, STEPS = 2 };
+  template <int STEP>
+  static inline __attribute__((always_inline)) __m256i step(__m256i word) {
+    return STEP == 1 ? _mm256_srli_epi16(word, 8) : _mm256_and_si256(word, _mm256_set1_epi16(255));
+  }
+  static inline __attribute__((always_inline)) __m128i in_order(__m128i x) {
+    return _mm_shuffle_epi8(x, _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  }
+};
+
+// Columns that share a scale within a block.
+template <int BITS>
+static int group_in_block(const Matrix* w) {
+  const int group = 1 << w->group_log2, block = WORDS * 32 / BITS;
+  return group < block ? group : block;
+}
+
+static int64_t lane_bytes(const Matrix* w) {  // no group is smaller than 16
+  return (w->columns / 2 + 2 * (w->columns / 16)) * DECODE_MOST * 4;
+}
+
+// x as it is multiplied: of each group in a block and each row of x the scale and the scaled sum of its integers, then
+// the pairs of integers (inputs / LANE_INPUTS, steps, LANE_INPUTS) in the order of the words' steps.
+template <typename Float, typename Pair>
+struct PackedLanes {
+  int64_t steps;
+  Float *scales, *sums;  // (groups in blocks, DECODE_MOST)
+  Pair* pairs;
+  PackedLanes(const Matrix* w, int group, Pair* packed)
+      : steps(w->columns / 2),
+        scales((Float*)packed),
+        sums(scales + w->columns / group * DECODE_MOST),
+        pairs(packed + 2 * (w->columns / group) * DECODE_MOST) {}
+};
+
+// to (columns) = the integers of one group of x; its scale, and the sum of the integers times it. What isn't finite
+// makes the scale a NaN.
+static void round_group(const float* x, int columns, int16_t* to, float* scale, float* sum) {
+  const vf sign = vset(-0.0f);
+  vf most = vzero(), all = vzero();
+  for (int k = 0; k < columns; k += LANES) {
+    const vf value = vload(x + k);
+    most = vmax(most, _mm256_andnot_ps(sign, value));
+    all = vadd(all, value);
+  }
+  const float largest = vmaximum(most), smallest = 1e-30f;  // below it the scale's inverse is not a number any more
+  const vf inverse = vset(largest > smallest ? 32767.0f / largest : 0.0f);
+  __m256i total = _mm256_setzero_si256();
+  for (int k = 0; k < columns; k += 2 * LANES) {
+    const __m256i low = _mm256_cvtps_epi32(vmul(vload(x + k), inverse));
+    const __m256i high = _mm256_cvtps_epi32(vmul(vload(x + k + LANES), inverse));
+    const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    _mm256_storeu_si256((__m256i*)(to + k), both);
+    total = _mm256_add_epi32(total, _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
+  }
+  *scale = largest / 32767.0f + vsum(all) * 0.0f;
+  *sum = vsum(_mm256_cvtepi32_ps(total)) * *scale;  // exact: the lanes are below 2^24 / 8
+}
+
+// The columns [first, last) of x.
+template <int BITS>
+static void pack_lanes(const Matrix* w, const float* x, int m, int64_t first, int64_t last, void* memory) {
+  enum { COLUMNS = Word<BITS>::COLUMNS, STEPS = Word<BITS>::STEPS, BLOCK = WORDS * COLUMNS };
+  const int group = group_in_block<BITS>(w);
+  const PackedLanes<float, uint32_t> packed(w, group, (uint32_t*)memory);
+  int16_t integers[LANE_INPUTS][BLOCK];
+  memset(integers, 0, sizeof integers);
+  for (int begin = 0; begin < m; begin += LANE_INPUTS) {
+    const int inputs = m - begin < LANE_INPUTS ? m - begin : int(LANE_INPUTS);
+    uint32_t* pairs = packed.pairs + (begin * packed.steps + first / 2 * LANE_INPUTS);
+    for (int64_t k = first; k < last; k += group) {
+      const int64_t at = k / group * DECODE_MOST + begin;
+      for (int i = 0; i < inputs; ++i)
+        round_group(x + (begin + i) * w->columns + k, group, integers[i], packed.scales + at + i, packed.sums + at + i);
+      for (int c = 0; c < group; c += 8, pairs += 4 * LANE_INPUTS) {
+        __m128i v[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) v[i] = Word<BITS>::in_order(_mm_loadu_si128((const __m128i*)(integers[i] + c)));
+        const __m128i a = _mm_unpacklo_epi32(v[0], v[1]), b = _mm_unpackhi_epi32(v[0], v[1]);
+        const __m128i d = _mm_unpacklo_epi32(v[2], v[3]), e = _mm_unpackhi_epi32(v[2], v[3]);
+        _mm_storeu_si128((__m128i*)pairs, _mm_unpacklo_epi64(a, d));
+        _mm_storeu_si128((__m128i*)(pairs + LANE_INPUTS), _mm_unpackhi_epi64(a, d));
+        _mm_storeu_si128((__m128i*)(pairs + 2 * LANE_INPUTS), _mm_unpacklo_epi64(b, e));
+        _mm_storeu_si128((__m128i*)(pairs + 3 * LANE_INPUTS), _mm_unpackhi_epi64(b, e));
+      }
+    }
+  }
+}
+
+// to[c], c < 4: the words c of 8 rows, from 16 bytes of each, `stride` bytes apart.
+LOCALSFT_INLINE void transpose_16_bytes(const uint8_t* rows, int64_t stride, __m256i to[4]) {
+  __m256i v[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // the rows i and 4 + i
+    const auto low = (const __m128i*)(rows + i * stride), high = (const __m128i*)(rows + (4 + i) * stride);
+    v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)), _mm_loadu_si128(high), 1);
+  }
+  const __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+  const __m256i c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+  to[0] = _mm256_unpacklo_epi64(a, c), to[1] = _mm256_unpackhi_epi64(a, c);
+  to[2] = _mm256_unpacklo_epi64(b, d), to[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+// to (WORDS, LANE_VECTORS) = the words of LANE_ROWS rows.
+LOCALSFT_INLINE void transpose_words(const uint8_t* rows, int64_t stride, __m256i* to) {
+#pragma GCC unroll 4
+  for (int part = 0; part < 2 * LANE_VECTORS; ++part) {
+    const int v = part / 2, half = part % 2;
+    __m256i words[4];
+    transpose_16_bytes(rows + v * LANES * stride + 16 * half, stride, words);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) to[(4 * half + c) * LANE_VECTORS + v] = words[c];
+  }
+}
+
+// to (8, LANE_VECTORS) = 8 scales of LANE_ROWS rows, as floats.
+template <Kind KIND>
+LOCALSFT_INLINE void transpose_scales(const uint8_t* rows, int64_t stride, vf* to) {
+  if (KIND == Kind::F32) return transpose_words(rows, stride, (__m256i*)to);
+#pragma GCC unroll 2
+  for (int v = 0; v < LANE_VECTORS; ++v) {
+    __m256i words[4];  // two scales each
+    transpose_16_bytes(rows + v * LANES * stride, stride, words);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      vf *even = to + 2 * c * LANE_VECTORS + v, *odd = even + LANE_VECTORS;
+      if (KIND == Kind::F16) {
+        const __m256i low = _mm256_and_si256(words[c], _mm256_set1_epi32(0xffff)),
+                      high = _mm256_srli_epi32(words[c], 16);
+        const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+        *even = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+        *odd = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
+      } else {
+        *even = _mm256_castsi256_ps(_mm256_slli_epi32(words[c], 16));
+        *odd = _mm256_castsi256_ps(_mm256_and_si256(words[c], _mm256_set1_epi32(int(0xffff0000u))));
+      }
+    }
+  }
+}
+
+// to (groups, LANE_VECTORS), with room for a multiple of 8 of them, = the scales (or biases) [first, first + groups) of
+// `rows` rows from `row` on; of rows that don't exist, 0.
+template <Kind KIND>
+static void lane_scales(const Matrix* w, const void* scales, int64_t row, int rows, int64_t first, int64_t groups,
+                        vf* to) {
+  enum { SIZE = KIND == Kind::F32 ? 4 : 2 };
+  const int64_t of = w->columns >> w->group_log2;
+  for (int64_t g = first; g < first + groups; g += 8, to += 8 * LANE_VECTORS) {
+    const uint8_t* from = (const uint8_t*)scales + (row * of + g) * SIZE;
+    int64_t stride = of * SIZE;
+    uint8_t copy[LANE_ROWS][8 * SIZE];
+    if (__builtin_expect(rows < LANE_ROWS || (row + LANE_ROWS - 1) * of + g + 8 > w->rows * of, 0)) {
+      const int64_t n = first + groups - g < 8 ? first + groups - g : 8;
+      memset(copy, 0, sizeof copy);
+      for (int r = 0; r < rows; ++r) memcpy(copy[r], from + r * stride, size_t(n * SIZE));
+      from = copy[0], stride = sizeof copy[0];
+    }
+    transpose_scales<KIND>(from, stride, to);
+  }
+}
+
+static void lane_scales(const Matrix* w, const void* scales, int64_t row, int rows, int64_t first, int64_t groups,
+                        vf* to) {
+  switch (w->scale_kind) {
+    case Kind::F32:
+      return lane_scales<Kind::F32>(w, scales, row, rows, first, groups, to);
+    case Kind::F16:
+      return lane_scales<Kind::F16>(w, scales, row, rows, first, groups, to);
+    default:
+      return lane_scales<Kind::BF16>(w, scales, row, rows, first, groups, to);
+  }
+}
+
+// sum (LANE_VECTORS, M) += a word's steps, whose integers are unpacked from `from` (LANE_VECTORS) or, if UNPACKED,
+// there already (STEPS, LANE_VECTORS). x (STEPS, LANE_INPUTS).
+template <int BITS, int M, bool UNPACKED, int STEP = 0>
+LOCALSFT_INLINE void add_word(const __m256i* from, const uint32_t* x, __m256i sum[LANE_VECTORS][M]) {
+  if constexpr (STEP < Word<BITS>::STEPS) {
+    __m256i q[LANE_VECTORS];
+#pragma GCC unroll 2
+    for (int v = 0; v < LANE_VECTORS; ++v)
+      q[v] = UNPACKED ? from[STEP * LANE_VECTORS + v] : Word<BITS>::template step<STEP>(from[v]);
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) {
+      const __m256i input = _mm256_set1_epi32(int(x[STEP * LANE_INPUTS + i]));
+#pragma GCC unroll 2
+      for (int v = 0; v < LANE_VECTORS; ++v) {
+        sum[v][i] = _mm256_add_epi32(sum[v][i], _mm256_madd_epi16(q[v], input));
+        // Else the compiler adds the products of all steps first, which doesn't fit into the registers.
+        __asm__("" : "+x"(sum[v][i]));
+      }
+    }
+    add_word<BITS, M, UNPACKED, STEP + 1>(from, x, sum);
+  }
+}
+
+// total (LANE_VECTORS, DECODE_MOST), from this tile's first row of x on, += a group of `words` words.
+template <int BITS, int M, bool UNPACKED>
+LOCALSFT_INLINE void add_group(const __m256i* from, int words, const uint32_t* x, const float* x_scales,
+                               const float* x_sums, const vf scale[LANE_VECTORS], const vf bias[LANE_VECTORS],
+                               vf* total) {
+  enum { STEPS = Word<BITS>::STEPS };
+  __m256i sum[LANE_VECTORS][M];
+#pragma GCC unroll 2
+  for (int v = 0; v < LANE_VECTORS; ++v)
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) sum[v][i] = _mm256_setzero_si256();
+  for (int word = 0; word < words; ++word) {
+    add_word<BITS, M, UNPACKED>(from, x, sum);
+    from += LANE_VECTORS * (UNPACKED ? int(STEPS) : 1);
+    x += STEPS * LANE_INPUTS;
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < LANE_VECTORS; ++v)
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) {
+      vf* to = total + v * DECODE_MOST + i;
+      const vf product = vmul(_mm256_cvtepi32_ps(sum[v][i]), vset(x_scales[i]));
+      *to = vfma(product, scale[v], vfma(vset(x_sums[i]), bias[v], *to));
+    }
+}
+
+// to (words, STEPS, LANE_VECTORS) = the integers of raw (words, LANE_VECTORS).
+template <int BITS>
+LOCALSFT_INLINE void unpack_words(const __m256i* raw, int words, __m256i* to) {
+  for (int word = 0; word < words; ++word, raw += LANE_VECTORS, to += Word<BITS>::STEPS * LANE_VECTORS)
+#pragma GCC unroll 2
+    for (int v = 0; v < LANE_VECTORS; ++v) {
+      to[v] = Word<BITS>::template step<0>(raw[v]);
+      to[LANE_VECTORS + v] = Word<BITS>::template step<1>(raw[v]);
+      if constexpr (BITS == 4) {
+        to[2 * LANE_VECTORS + v] = Word<BITS>::template step<2>(raw[v]);
+        to[3 * LANE_VECTORS + v] = Word<BITS>::template step<3>(raw[v]);
+      }
+    }
+}
+
+// The rows [row, row + rows) of w, at most LANE_ROWS, times the m rows of x. FEW: m <= LANE_INPUTS, and m is M.
+template <int BITS, bool FEW, int M>
+static void lane_tile(const Matrix* w, int64_t row, int rows, const PackedLanes<const float, const uint32_t>& packed,
+                      int m, float* out, int64_t out_stride) {
+  enum { COLUMNS = Word<BITS>::COLUMNS, STEPS = Word<BITS>::STEPS, BLOCK = WORDS * COLUMNS };
+  const int64_t row_bytes = w->columns * BITS / 8;
+  const int group = group_in_block<BITS>(w), group_words = group / COLUMNS;
+  const uint8_t* data = (const uint8_t*)w->data + row * row_bytes;
+  const uint8_t* next = data + LANE_ROWS * row_bytes;  // the data of the next tile, in the order in which it lies
+  vf scale[LANE_GROUPS][LANE_VECTORS], bias[LANE_GROUPS][LANE_VECTORS];
+  vf total[LANE_VECTORS][DECODE_MOST];
+  for (int i = 0; i < m; ++i)
+    for (int v = 0; v < LANE_VECTORS; ++v) total[v][i] = vzero();
+  const float *x_scales = packed.scales, *x_sums = packed.sums;
+  const uint32_t* x = packed.pairs;
+  for (int64_t span = 0; span < w->columns; span += LANE_SPAN) {
+    const int64_t stop = span + LANE_SPAN < w->columns ? span + LANE_SPAN : w->columns;
+    const int64_t first = span >> w->group_log2, groups = ((stop - 1) >> w->group_log2) + 1 - first;
+    lane_scales(w, w->scales, row, rows, first, groups, scale[0]);
+    lane_scales(w, w->biases, row, rows, first, groups, bias[0]);
+    for (int64_t k = span; k < stop; k += BLOCK) {
+      const int words = stop - k < BLOCK ? int(stop - k) / COLUMNS : int(WORDS);
+#pragma GCC unroll 8
+      for (int line = 0; line < LANE_ROWS * WORDS * 4 / 64; ++line) __builtin_prefetch(next + 64 * line);
+      next += LANE_ROWS * WORDS * 4;
+      __m256i raw[WORDS][LANE_VECTORS], integers[FEW ? 1 : WORDS * STEPS * LANE_VECTORS];
+      const uint8_t* from = data + k * BITS / 8;
+      int64_t stride = row_bytes;
+      uint8_t copy[LANE_ROWS][WORDS * 4];
+      if (__builtin_expect(words < WORDS || rows < LANE_ROWS, 0)) {
+        memset(copy, 0, sizeof copy);
+        for (int r = 0; r < rows; ++r) memcpy(copy[r], from + r * row_bytes, size_t(words) * 4);
+        from = copy[0], stride = sizeof copy[0];
+      }
+      transpose_words(from, stride, raw[0]);
+      if (!FEW) unpack_words<BITS>(&raw[0][0], words, integers);
+      for (int begin = 0; begin < words; begin += group_words) {
+        const int64_t g = ((k + begin * COLUMNS) >> w->group_log2) - first;
+        if constexpr (FEW) {
+          add_group<BITS, M, false>(raw[begin], group_words, x, x_scales, x_sums, scale[g], bias[g], total[0]);
+        } else {
+          const __m256i* q = integers + begin * STEPS * LANE_VECTORS;
+          const auto add = [&](auto count, int i) {
+            add_group<BITS, decltype(count)::value, true>(q, group_words, x + i * packed.steps, x_scales + i,
+                                                          x_sums + i, scale[g], bias[g], total[0] + i);
+          };
+          int i = 0;
+          for (; i + LANE_INPUTS <= m; i += LANE_INPUTS) add(Count<LANE_INPUTS>(), i);
+          switch (m - i) {
+            case 3:
+              add(Count<3>(), i);
+              break;
+            case 2:
+              add(Count<2>(), i);
+              break;
+            case 1:
+              add(Count<1>(), i);
+              break;
+          }
+        }
+        x += group_words * STEPS * LANE_INPUTS;
+        x_scales += DECODE_MOST;
+        x_sums += DECODE_MOST;
+      }
+    }
+  }
+  for (int v = 0; v < LANE_VECTORS && rows > v * LANES; ++v) {
+    float* to = out + row + v * LANES;
+    const int count = rows - v * LANES;
+    for (int i = 0; i < m; ++i, to += out_stride) {
+      if (count >= LANES)  // masked stores are slow on some
+        vstore(to, total[v][i]);
+      else
+        vstore_n(to, total[v][i], count);
+    }
+  }
+}
+
+template <int BITS, bool FEW, int M>
+static void decode_lanes_with(const Matrix* w, int64_t begin, int64_t end,
+                              const PackedLanes<const float, const uint32_t>& packed, int m, float* out,
+                              int64_t out_stride) {
+  prefetch_lanes(w, begin, end - begin < LANE_ROWS ? int(end - begin) : int(LANE_ROWS), true);
+  for (int64_t row = begin; row < end; row += LANE_ROWS) {
+    prefetch_lanes(w, row + LANE_ROWS, LANE_ROWS, false);
+    lane_tile<BITS, FEW, M>(w, row, end - row < LANE_ROWS ? int(end - row) : int(LANE_ROWS), packed, m, out,
+                            out_stride);
+  }
+}
+
+template <int BITS>
+static void decode_lanes(const Matrix* w, int64_t begin, int64_t end, const void* memory, int m, float* out,
+                         int64_t out_stride) {
+  const PackedLanes<const float, const uint32_t> packed(w, group_in_block<BITS>(w), (const uint32_t*)memory);
+  switch (m) {
+    case 1:
+      return decode_lanes_with<BITS, true, 1>(w, begin, end, packed, m, out, out_stride);
+    case 2:
+      return decode_lanes_with<BITS, true, 2>(w, begin, end, packed, m, out, out_stride);
+    case 3:
+      return decode_lanes_with<BITS, true, 3>(w, begin, end, packed, m, out, out_stride);
+    case 4:
+      return decode_lanes_with<BITS, true, 4>(w, begin, end, packed, m, out, out_stride);
+    default:
+      return decode_lanes_with<BITS, false, 0>(w, begin, end, packed, m, out, out_stride);
+  }
+}
