@@ -164,8 +164,8 @@ LOCALSFT_INLINE void transpose_scales(const uint8_t* rows, int64_t stride, vf* t
     for (int c = 0; c < 4; ++c) {
       vf *even = to + 2 * c * LANE_VECTORS + v, *odd = even + LANE_VECTORS;
       if (KIND == Kind::F16) {
-        const __m256i low = _mm256_and_si256(words[c], _mm256_set1_epi32(0xffff)),
-                      high = _mm256_srli_epi32(words[c], 16);
+        const __m256i low = _mm256_and_si256(words[c], _mm256_set1_epi32(0xffff));
+        const __m256i high = _mm256_srli_epi32(words[c], 16);
         const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
         *even = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
         *odd = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
