@@ -67,7 +67,7 @@ cmake --install build/aarch64 --prefix . > /dev/null
 
 # Those that meet NEON, which -k tells by its name in a test's parameters, and the self-test. LOCALSFT_HOME: an empty cache, since a
 # whole model takes too long here.
-export PYTHONPATH=$here/site PYTHONDONTWRITEBYTECODE=1 LOCALSFT_HOME=$here/home LOCALSFT_ISA=neon
+export PYTHONPATH=$here/site PYTHONDONTWRITEBYTECODE=1 LOCALSFT_HOME=$here/home LOCALSFT_ISA=neon LOCALSFT_TEST_PYTHON=$here/python
 unset LOCALSFT_TEST_SMOLLM2
 exec "$here/python" -m pytest -p no:cacheprovider -k 'neon or every_isa or symbols or selftest' "$@" \
   tests/kernels tests/engine/cpu tests/test_selftest.py
