@@ -232,30 +232,7 @@ static void decode_many(const Matrix* w, int64_t begin, int64_t end, const float
   }
 }
 
-// 4 and 8 bit weights with a row of them in each lane, where the ISA has a faster product than float's.
-#if defined(LOCALSFT_KERNELS_avx512bf16) || defined(LOCALSFT_KERNELS_avx2)
-#define LOCALSFT_DECODE_LANES 1
-template <int N>
-struct Count {
-  enum { value = N };
-};
-LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const uint8_t*)p + at);
-}
-// Asks for the scales and biases of rows, and for their data too where no tile before them does.
-LOCALSFT_INLINE void prefetch_lanes(const Matrix* w, int64_t row, int rows, bool data) {
-  const int64_t row_bytes = w->columns * w->bits / 8;
-  const int64_t scale_bytes = (w->columns >> w->group_log2) * (w->scale_kind == Kind::F32 ? 4 : 2);
-  prefetch((const uint8_t*)w->scales + row * scale_bytes, rows * scale_bytes);
-  prefetch((const uint8_t*)w->biases + row * scale_bytes, rows * scale_bytes);
-  if (data) prefetch((const uint8_t*)w->data + row * row_bytes, rows * row_bytes);
-}
-#endif
-#if defined(LOCALSFT_KERNELS_avx512bf16)
-#include "kernels/gemm_decode_bf16.inl"
-#elif defined(LOCALSFT_KERNELS_avx2)
-#include "kernels/gemm_decode_int16.inl"
-#endif
+#include "kernels/gemm_decode_lanes.inl"
 
 template <Kind KIND>
 struct DenseRows {

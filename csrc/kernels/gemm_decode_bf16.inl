@@ -7,7 +7,6 @@
 // of multiply-accumulates a group for each row of x, without sums over lanes. The order of the additions is the same
 // for any number of rows of x, so what is generated for one prompt does not depend on the prompts decoded with it.
 
-enum { WORDS = 16 };                                      // of a row in a block: 64 bytes
 enum { LANE_SPAN = 1024, LANE_GROUPS = LANE_SPAN / 16 };  // columns whose scales are looked at at a time
 
 LOCALSFT_INLINE __m512bh as_bf16(__m512i x) { return (__m512bh)x; }
@@ -48,13 +47,6 @@ struct Word<8> {
   }
   static __m256i order() { return _mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15); }
 };
-
-// Columns that share a scale within a block.
-template <int BITS>
-static int group_in_block(const Matrix* w) {
-  const int group = 1 << w->group_log2, block = WORDS * 32 / BITS;
-  return group < block ? group : block;
-}
 
 // to[c], c < 4: the words c of `rows` rows (the lanes beyond are 0), from 16 bytes of each, `stride` bytes apart, of
 // which `bytes` exist. ALL: rows is LANES.
@@ -273,9 +265,11 @@ static void decode_lanes(const Matrix* w, int64_t begin, int64_t end, const uint
   const Word<BITS> word;
   const float* sums = (const float*)packed;
   packed += w->columns / group_in_block<BITS>(w) * DECODE_MOST;
-  prefetch_lanes(w, begin, end - begin < LANES ? int(end - begin) : int(LANES), true);
+  const int64_t first = end - begin < LANES ? end - begin : int64_t(LANES);
+  prefetch_scales(w, begin, first);
+  prefetch_data(w, begin, first);
   for (int64_t row = begin; row < end; row += LANES) {
-    prefetch_lanes(w, row + LANES, LANES, false);
+    prefetch_scales(w, row + LANES, LANES);
     lane_tile<BITS, M>(w, word, row, end - row < LANES ? int(end - row) : int(LANES), packed, sums, m, out, out_stride);
   }
 }

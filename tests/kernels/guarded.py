@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from localsft import _core
-from tests.kernels.matrices import bf16_bits, pack
+from tests.kernels.matrices import make
 from tests.kernels.numerics import empty_act, to_act
 
-FORMS = [f"{bits}x{group}" for bits in range(2, 9) for group in (16, 32, 64, 128)]
+AFFINE = [f"{bits}x{group}:{scales}" for bits in range(2, 9) for group in (16, 32, 64, 128) for scales in ("f16", "bf16", "f32")]
+DENSE = ["f32", "f16", "bf16"]
 ROWS = [16, 48, 33, 7]
 _mappings: list[mmap.mmap] = []  # arrays live as long as the process
 
@@ -35,21 +36,6 @@ def guarded(array: np.ndarray) -> np.ndarray:
     copy = np.frombuffer(mapping, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
     copy[...] = array
     return copy
-
-
-def affine(rng: np.random.Generator, n: int, k: int, bits: int, group: int, scales: str) -> _core.Weight:
-    def stored() -> np.ndarray:
-        values = rng.normal(size=(n, k // group)).astype(np.float32)
-        return guarded(bf16_bits(values) if scales == "bf16" else values.astype({"f16": np.float16, "f32": np.float32}[scales]))
-
-    return _core.affine_weight(guarded(pack(rng.integers(0, 2**bits, (n, k)), bits)), stored(), stored(), bits, group, scales == "bf16")
-
-
-def dense(rng: np.random.Generator, n: int, k: int, kind: str) -> _core.Weight:
-    values = rng.normal(size=(n, k)).astype(np.float32)
-    if kind == "bf16":
-        return _core.dense_weight(guarded(bf16_bits(values)), True)
-    return _core.dense_weight(guarded(values.astype({"f16": np.float16, "f32": np.float32}[kind])))
 
 
 def use(ctx: Any, rng: np.random.Generator, weight: _core.Weight, n: int, k: int) -> None:
@@ -69,17 +55,11 @@ def use(ctx: Any, rng: np.random.Generator, weight: _core.Weight, n: int, k: int
 
 def main(isa: str) -> None:
     ctx, rng = _core.Context(isa, 1), np.random.default_rng(0)
+    cases = [(form, 3 * max(int(form[2:].partition(":")[0]), 32)) for form in AFFINE] + [(form, k) for form in DENSE for k in (37, 64)]
     for n in ROWS:
-        for form in FORMS:
-            bits, group = (int(part) for part in form.split("x"))
-            k = 3 * max(group, 32)
-            for scales in ("f16", "bf16", "f32"):
-                print(form, scales, n, k, flush=True)  # the last line says where the process ended
-                use(ctx, rng, affine(rng, n, k, bits, group, scales), n, k)
-        for kind in ("f32", "f16", "bf16"):
-            for k in (37, 64):
-                print(kind, n, k, flush=True)
-                use(ctx, rng, dense(rng, n, k, kind), n, k)
+        for form, k in cases:
+            print(form, n, k, flush=True)  # the last line says where the process ended
+            use(ctx, rng, make(rng, form, n, k, guarded).weight, n, k)
 
 
 if __name__ == "__main__":

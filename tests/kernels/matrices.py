@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,12 @@ import numpy as np
 
 from localsft import _core
 from tests.kernels.numerics import to_act
+
+Place = Callable[[np.ndarray], np.ndarray]  # where an array's copy is put
+
+
+def anywhere(array: np.ndarray) -> np.ndarray:
+    return array
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ def pack(q: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(stream.reshape(rows, columns * bits).astype(np.uint8), axis=1, bitorder="little").view(np.uint32)
 
 
-def affine(rng: np.random.Generator, n: int, k: int, bits: int, group: int, scales: str = "f16") -> Case:
+def affine(rng: np.random.Generator, n: int, k: int, bits: int, group: int, scales: str = "f16", place: Place = anywhere) -> Case:
     q = rng.integers(0, 2**bits, (n, k))
     q[0, :] = 2**bits - 1
     scale = rng.normal(size=(n, k // group)).astype(np.float32) * np.float32(2.0**-bits)
@@ -56,22 +63,22 @@ def affine(rng: np.random.Generator, n: int, k: int, bits: int, group: int, scal
         scale, bias = stored[0].astype(np.float32), stored[1].astype(np.float32)
     # float64 holds scale·q exactly and the sum nearly so: one rounding to float32, as a fused multiply-add has.
     exact = np.repeat(scale.astype(np.float64), group, 1) * q + np.repeat(bias.astype(np.float64), group, 1)
-    weight = _core.affine_weight(pack(q, bits), *stored, bits, group, scales == "bf16")
+    weight = _core.affine_weight(place(pack(q, bits)), *map(place, stored), bits, group, scales == "bf16")
     return Case(weight, exact.astype(np.float32))
 
 
-def dense(rng: np.random.Generator, n: int, k: int, dtype: str = "f32") -> Case:
+def dense(rng: np.random.Generator, n: int, k: int, dtype: str = "f32", place: Place = anywhere) -> Case:
     x = rng.normal(size=(n, k)).astype(np.float32)
     if dtype == "bf16":
-        return Case(_core.dense_weight(bf16_bits(x), True), from_bf16(bf16_bits(x)))
+        return Case(_core.dense_weight(place(bf16_bits(x)), True), from_bf16(bf16_bits(x)))
     stored = x.astype({"f32": np.float32, "f16": np.float16}[dtype])
-    return Case(_core.dense_weight(stored), stored.astype(np.float32))
+    return Case(_core.dense_weight(place(stored)), stored.astype(np.float32))
 
 
-def make(rng: np.random.Generator, form: str, n: int, k: int) -> Case:
+def make(rng: np.random.Generator, form: str, n: int, k: int, place: Place = anywhere) -> Case:
     """form: f32, f16, bf16, or "<bits>x<group>[:scale dtype]"."""
     if form[0] in "fb":
-        return dense(rng, n, k, form)
+        return dense(rng, n, k, form, place)
     shape, _, scales = form.partition(":")
     bits, group = shape.split("x")
-    return affine(rng, n, k, int(bits), int(group), scales or "f16")
+    return affine(rng, n, k, int(bits), int(group), scales or "f16", place)

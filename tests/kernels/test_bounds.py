@@ -1,4 +1,4 @@
-"""No kernel reads or writes beyond an array's end: arrays may be the end of a mapped file."""
+"""The linear operations read and write nothing beyond an array's end: a weight may be the end of a mapped file."""
 
 from __future__ import annotations
 
