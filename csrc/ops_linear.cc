@@ -13,6 +13,9 @@ enum Slot { kRows, kLowRankPanels, kDu, kLoraRows };
 // make dequantization cheap.
 constexpr int64_t kPackedUnits = 4 << 20, kMinRows = 512, kMaxRows = 1024;
 
+// Steps of backward's reduction that are packed and multiplied at a time, at most.
+constexpr int64_t kSlabSteps = 4096;
+
 // Into how many equal blocks m rows with a reduction of that many steps are cut.
 int64_t row_blocks(int64_t m, int64_t steps) {
   return ceil_div(m, std::clamp(kPackedUnits / std::max<int64_t>(steps, 1), kMinRows, kMaxRows));
@@ -40,10 +43,15 @@ class LowRank {
   }
   // out (rows, rank) = the packed tile · aᵀ.
   void multiply(const uint32_t* tile, int rows, float* out, int64_t stride) const {
-    const kernels::Segment segment{tile, steps_};
+    add(tile, 0, steps_, rows, out, stride);
+  }
+  // out (rows, rank) = or, from the second step on, += the packed tile · the steps [begin, begin + steps) of aᵀ.
+  void add(const uint32_t* tile, int64_t begin, int64_t steps, int rows, float* out, int64_t stride) const {
+    const kernels::Segment segment{tile, steps};
     for (int64_t r = 0; r < rank_; r += g_.panel) {
-      const kernels::Target target{out + r, stride, false, nullptr, 0};
-      g_.tiles(&segment, 1, 0, panels_ + r * steps_, rows, int(std::min<int64_t>(g_.panel, rank_ - r)), &target);
+      const kernels::Target target{out + r, stride, false, begin == 0 ? nullptr : out + r, stride};
+      g_.tiles(&segment, 1, 0, panels_ + r * steps_ + begin * g_.panel, rows,
+               int(std::min<int64_t>(g_.panel, rank_ - r)), &target);
     }
   }
 
@@ -66,6 +74,12 @@ std::vector<LowRank> pack_low_rank(Context& ctx, const std::vector<Member>& memb
     to += LowRank::units(ctx, member.adapter.rank, reduction);
   }
   return low_rank;
+}
+
+int64_t total_rows(const std::vector<Member>& members) {
+  int64_t rows = 0;
+  for (const Member& member : members) rows += member.weight.rows;
+  return rows;
 }
 
 int64_t total_rank(const std::vector<Member>& members) {
@@ -167,65 +181,116 @@ void low_rank_gradients(Context& ctx, int64_t m, const std::vector<const void*>&
   });
 }
 
-void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys, const std::vector<Member>& members,
-                    const std::vector<LowRank>& low_rank, const void* x, const float* u, Out dx, float* dx_lora) {
-  const auto& g = ctx.kernels.gemm;
-  const int64_t k = members[0].weight.columns, rank = total_rank(members);
-  int64_t n_steps = 0;
-  for (const Member& member : members) n_steps += steps_of(ctx, member.weight.rows);
-  const int64_t steps = n_steps + low_rank_steps(ctx, members);
-  auto* packed = ctx.scratch.array<uint32_t>(0, kRows, size_t(packed_units(ctx, m, steps)));
-  auto* du = ctx.scratch.array<float>(0, kDu, size_t(m * rank));
+// Rows [begin, end) of a member's weight, a part of backward's reduction.
+struct Piece {
+  size_t member;
+  int64_t begin, end;
+};
+using Slab = std::vector<Piece>;
 
-  // Each row tile: [dy₁ | dy₂ ... | du₁ | du₂ ...], du_i = scale_i·dy_i·b_iᵀ.
-  const int64_t tiles = ceil_div(m, g.tile_rows);
+// Cuts backward's reduction, all members' rows one after the other, into the fewest slabs of about equal size that are
+// no longer than kSlabSteps, so that a slab of all rows' gradients is still in the cache when it is multiplied. Cuts
+// depend on the reduction alone, and so do results. Where `whole`, one slab.
+std::vector<Slab> slabs_of(const Context& ctx, const std::vector<Member>& members, bool whole) {
+  int64_t room = total_rows(members);
+  if (!whole) {
+    const int64_t unit = 32 * ctx.kernels.gemm.step, most = kSlabSteps * ctx.kernels.gemm.step;
+    room = round_up(ceil_div(room, ceil_div(room, most)), unit);
+  }
+  const int64_t size = room;
+  std::vector<Slab> slabs(1);
+  for (size_t i = 0; i < members.size(); ++i) {
+    const int64_t rows = members[i].weight.rows;
+    for (int64_t at = 0, count; at < rows; at += count, room -= count) {
+      if (room == 0) {
+        slabs.emplace_back();
+        room = size;
+      }
+      count = std::min(room, rows - at);
+      slabs.back().push_back({i, at, at + count});
+    }
+  }
+  return slabs;
+}
+
+int64_t slab_steps(const Context& ctx, const Slab& slab) {
+  int64_t steps = 0;
+  for (const Piece& piece : slab) steps += steps_of(ctx, piece.end - piece.begin);
+  return steps;
+}
+
+// Row tiles of a slab: [dy₁ | dy₂ ...], and the last slab's: [dy₁ | dy₂ ... | du₁ | du₂ ...]; du_i = scale_i·dy_i·b_iᵀ
+// is summed up slab by slab.
+void pack_slab(Context& ctx, int64_t m, const std::vector<const void*>& dys, const std::vector<Member>& members,
+               const std::vector<LowRank>& low_rank, const Slab& slab, bool last, int64_t steps, float* du,
+               uint32_t* packed) {
+  const auto& g = ctx.kernels.gemm;
+  const int64_t rank = total_rank(members), tiles = ceil_div(m, g.tile_rows);
+  std::vector<int64_t> columns{0};  // where each member's begin in du
+  for (const Member& member : members) columns.push_back(columns.back() + member.adapter.rank);
   ctx.pool.run(ceil_div(tiles, kTilesPerTask), [&](int64_t task, int) {
     for (int64_t t = task * kTilesPerTask; t < std::min(tiles, (task + 1) * kTilesPerTask); ++t) {
       const int64_t row = t * g.tile_rows;
       const int count = int(std::min<int64_t>(g.tile_rows, m - row));
-      uint32_t* tile = packed + t * steps * g.tile_rows;
-      const Matrix mdu = dense(Kind::F32, du, m, rank);
-      int64_t step = 0, low_rank_step = n_steps, column = 0;
-      for (size_t i = 0; i < members.size(); ++i) {
-        const Adapter& adapter = members[i].adapter;
-        const int64_t n = members[i].weight.rows;
-        const Matrix dy = dense(act_kind(ctx), dys[i], m, n);
-        g.pack_across(&dy, row, count, g.tile_rows, 0, n, 1.0f, g.tile_rows, tile + step * g.tile_rows, 0);
+      uint32_t* to = packed + t * steps * g.tile_rows;
+      for (const Piece& piece : slab) {
+        const Member& member = members[piece.member];
+        const Adapter& adapter = member.adapter;
+        const Matrix dy = dense(act_kind(ctx), dys[piece.member], m, member.weight.rows);
+        const int64_t piece_steps = steps_of(ctx, piece.end - piece.begin);
+        g.pack_across(&dy, row, count, g.tile_rows, piece.begin, piece.end, 1.0f, g.tile_rows, to, 0);
         if (adapter.rank > 0) {
-          float* to = du + row * rank + column;
-          low_rank[i].multiply(tile + step * g.tile_rows, count, to, rank);
-          for (int r = 0; r < count; ++r)
-            for (int64_t c = 0; c < adapter.rank; ++c) to[r * rank + c] *= adapter.scale;
-          g.pack_across(&mdu, row, count, g.tile_rows, column, column + adapter.rank, 1.0f, g.tile_rows,
-                        tile + low_rank_step * g.tile_rows, 0);
+          float* sums = du + row * rank + columns[piece.member];
+          low_rank[piece.member].add(to, piece.begin / g.step, piece_steps, count, sums, rank);
+          for (int r = 0; r < count && piece.end == member.weight.rows; ++r)
+            for (int64_t c = 0; c < adapter.rank; ++c) sums[r * rank + c] *= adapter.scale;
         }
-        step += steps_of(ctx, n);
-        low_rank_step += steps_of(ctx, adapter.rank);
-        column += adapter.rank;
+        to += piece_steps * g.tile_rows;
+      }
+      const Matrix mdu = dense(Kind::F32, du, m, rank);
+      for (size_t i = 0; i < members.size() && last; ++i) {
+        const int64_t own = members[i].adapter.rank;
+        if (own == 0) continue;
+        g.pack_across(&mdu, row, count, g.tile_rows, columns[i], columns[i] + own, 1.0f, g.tile_rows, to, 0);
+        to += steps_of(ctx, own) * g.tile_rows;
       }
     }
   });
+}
 
+void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys, const std::vector<Member>& members,
+                    const std::vector<LowRank>& low_rank, const std::vector<Slab>& slabs, const void* x, const float* u,
+                    Out dx, float* dx_lora) {
+  const int64_t k = members[0].weight.columns;
+  auto* du = ctx.scratch.array<float>(0, kDu, size_t(m * total_rank(members)));
+  for (const Slab& slab : slabs) {
+    const bool last = &slab == &slabs.back();
+    const int64_t steps = slab_steps(ctx, slab) + (last ? low_rank_steps(ctx, members) : 0);
+    auto* packed = ctx.scratch.array<uint32_t>(0, kRows, size_t(packed_units(ctx, m, steps)));
+    pack_slab(ctx, m, dys, members, low_rank, slab, last, steps, du, packed);
+
+    Product to_dx{{}, k, {{packed, steps, m, dx}}};
+    Product to_dx_lora{{}, k, {{packed, steps, m, {dx_lora, k, false, false}}}};
+    int64_t step = 0;
+    for (const Piece& piece : slab) {
+      const int64_t rows = piece.end - piece.begin;
+      to_dx.terms.push_back({row_range(members[piece.member].weight, piece.begin, rows), false, step});
+      step += steps_of(ctx, rows);
+    }
+    for (const Member& member : members) {
+      const Adapter& adapter = member.adapter;
+      if (adapter.rank == 0 || !last) continue;
+      (dx_lora != nullptr ? to_dx_lora : to_dx)
+          .terms.push_back({dense(Kind::F32, adapter.a, adapter.rank, k), false, step});
+      step += steps_of(ctx, adapter.rank);
+    }
+    std::vector<Product> products;
+    if (dx.data != nullptr) products.push_back(std::move(to_dx));
+    if (dx_lora != nullptr && last) products.push_back(std::move(to_dx_lora));
+    if (!products.empty()) multiply(ctx, products);
+    dx.add = true;
+  }
   low_rank_gradients(ctx, m, dys, members, x, u, du);
-
-  std::vector<Product> products;
-  Product to_dx{{}, k, {{packed, steps, m, dx}}};
-  Product to_dx_lora{{}, k, {{packed, steps, m, {dx_lora, k, false, false}}}};
-  int64_t step = 0, low_rank_step = n_steps;
-  for (const Member& member : members) {
-    to_dx.terms.push_back({member.weight, false, step});
-    step += steps_of(ctx, member.weight.rows);
-  }
-  for (const Member& member : members) {
-    const Adapter& adapter = member.adapter;
-    if (adapter.rank == 0) continue;
-    (dx_lora != nullptr ? to_dx_lora : to_dx)
-        .terms.push_back({dense(Kind::F32, adapter.a, adapter.rank, k), false, low_rank_step});
-    low_rank_step += steps_of(ctx, adapter.rank);
-  }
-  if (dx_lora != nullptr) products.push_back(std::move(to_dx_lora));
-  if (dx.data != nullptr) products.insert(products.begin(), std::move(to_dx));
-  multiply(ctx, products);
 }
 
 // x arranged for decoding with each member, once for those that want it alike; null for those that read x itself.
@@ -285,9 +350,9 @@ void linear_backward(Context& ctx, int64_t m, const std::vector<const void*>& dy
                      const void* x, const float* u, Out dx, float* dx_lora) {
   if (m == 0) return;
   const int64_t k = members[0].weight.columns, rank = total_rank(members);
-  int64_t reduction = 0;
-  for (const Member& member : members) reduction += member.weight.rows;
-  const int64_t blocks = row_blocks(m, steps_of(ctx, reduction));
+  // A sum of bfloat16 results would be rounded slab by slab.
+  const auto slabs = slabs_of(ctx, members, dx.act && ctx.kernels.act_bf16);
+  const int64_t blocks = row_blocks(m, slab_steps(ctx, slabs.front()));
   const auto low_rank = pack_low_rank(ctx, members, true);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t begin = m * block / blocks, end = m * (block + 1) / blocks;
@@ -296,8 +361,8 @@ void linear_backward(Context& ctx, int64_t m, const std::vector<const void*>& dy
     Out dx_part = dx;
     if (dx.data != nullptr)
       dx_part.data = static_cast<uint8_t*>(dx.data) + begin * k * (dx.act && ctx.kernels.act_bf16 ? 2 : 4);
-    backward_block(ctx, end - begin, parts, members, low_rank, act_row(ctx, x, begin, k), u + begin * rank, dx_part,
-                   dx_lora == nullptr ? nullptr : dx_lora + begin * k);
+    backward_block(ctx, end - begin, parts, members, low_rank, slabs, act_row(ctx, x, begin, k), u + begin * rank,
+                   dx_part, dx_lora == nullptr ? nullptr : dx_lora + begin * k);
   }
 }
 

@@ -155,8 +155,8 @@ static void panel_gradients(const AttentionShape& s, const AttentionKeys& keys, 
     PairTile<NV> sums;
     for (int r = 0; r < PAIR_ROWS; ++r)
       for (int v = 0; v < NV; ++v) sums.p[r][v] = sums.ds[r][v] = vzero();
-    tile<PAIR_ROWS, NV>(parts.k + key * width, width, 1, q, PANEL, width, sums.p);
-    tile<PAIR_ROWS, NV>(parts.v + key * width, width, 1, d_out, PANEL, width, sums.ds);
+    tile_pair<PAIR_ROWS, NV>(parts.k + key * width, q, parts.v + key * width, d_out, width, PANEL, width, sums.p,
+                             sums.ds);
     if (s.softcap > 0 || key < range.all_begin || key + PAIR_ROWS > range.all_end) {
       PairTile<NV> kept;  // a copy in memory: `sums` itself stays in registers
       LOCALSFT_UNROLL for (int r = 0; r < PAIR_ROWS; ++r) LOCALSFT_UNROLL for (int v = 0; v < NV; ++v)
@@ -205,7 +205,7 @@ LOCALSFT_INLINE void add_key_sums(const act_t* left, const word* right, int64_t 
   enum { LEFT_STEP = CHUNK_ROWS / WORD };
   const word* a = (const word*)left;
   int64_t e = 0;
-  for (; e + SUM_VECTORS * LANES <= width; e += SUM_VECTORS * LANES)
+  for (; e + SUM_VECTORS * LANES <= width && !(SUM_VECTORS == 3 && e + 4 * LANES == width); e += SUM_VECTORS * LANES)
     add_tile<SUM_ROWS, SUM_VECTORS, ADD>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
   for (; e + 2 * LANES <= width; e += 2 * LANES)
     add_tile<SUM_ROWS, 2, ADD>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);

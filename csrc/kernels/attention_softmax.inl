@@ -5,16 +5,11 @@
 // further.
 LOCALSFT_INLINE vf vexp2(vf x) {
   x = vmax(vset(-126.0f), x);
-#if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
   // Adding 1.5·2^23 rounds to a whole number n and leaves it in the low bits, where a shift makes an exponent of it:
   // cheaper than the instructions that round and scale, and on other ports than the polynomial.
   const vf magic = vset(12582912.0f);
   const vf shifted = vadd(x, magic);
   const vf r = vsub(x, vsub(shifted, magic));
-#else
-  const vf n = vround(x);
-  const vf r = vsub(x, n);
-#endif
 #if defined(LOCALSFT_KERNELS_avx512bf16)
   vf p = vset(9.5828531689e-3f);
   p = vfma(p, r, vset(5.5906425036e-2f));
@@ -27,13 +22,7 @@ LOCALSFT_INLINE vf vexp2(vf x) {
   p = vfma(p, r, vset(2.4022242085e-1f));
   p = vfma(p, r, vset(6.9314697760e-1f));
 #endif
-  p = vfma(p, r, vset(1.0f));
-#if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
-  return _mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
-#else
-  return vscale2(p, n);
-#endif
+  return vraise(vfma(p, r, vset(1.0f)), shifted);
 }
 
 // log x for x normal and > 0; a NaN stays a NaN. Relative error 2e-7 (Cephes' logf).

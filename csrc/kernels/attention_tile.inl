@@ -21,7 +21,7 @@ LOCALSFT_INLINE vf vdot(vf sum, const word* a, vwords b) { return vfma(vset(*a),
 #endif
 
 #if defined(LOCALSFT_KERNELS_avx2) || defined(LOCALSFT_KERNELS_baseline)  // 16 vector registers
-enum { TILE_ROWS = 4, PAIR_ROWS = 2, SUM_ROWS = 4, SUM_VECTORS = 2 };
+enum { TILE_ROWS = 4, PAIR_ROWS = 2, SUM_ROWS = 4, SUM_VECTORS = 3 };
 #else  // 32
 enum { TILE_ROWS = 8, PAIR_ROWS = 4, SUM_ROWS = 4, SUM_VECTORS = 4 };
 #endif
@@ -50,6 +50,37 @@ LOCALSFT_INLINE void tile(const word* a, int64_t a_row, int64_t a_step, const wo
     for (int v = 0; v < NV; ++v) right[v] = load_words(b + p * b_step + v * LANES);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < NV; ++v) sums[r][v] = vdot(sums[r][v], a + r * a_row + p * a_step, right[v]);
+  }
+}
+
+// Keeps x in a register: compilers for x86 rather read it from memory at each use, and the reads would take longer than
+// the multiplications.
+LOCALSFT_INLINE void hold(vwords& x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#else
+  (void)x;
+#endif
+}
+
+// Two tiles of products; in one loop where a tile alone has too few chains of additions to keep the units busy (two
+// units with 4 cycles of latency ask for 8).
+template <int R, int NV>
+LOCALSFT_INLINE void tile_pair(const word* a, const word* b, const word* other_a, const word* other_b, int64_t a_row,
+                               int64_t b_step, int64_t P, vf (&sums)[R][NV], vf (&other)[R][NV]) {
+  if (R * NV >= 8) {
+    tile<R, NV>(a, a_row, 1, b, b_step, P, sums);
+    tile<R, NV>(other_a, a_row, 1, other_b, b_step, P, other);
+    return;
+  }
+  for (int64_t p = 0; p < P; ++p) {
+    vwords right[NV];
+    for (int v = 0; v < NV; ++v) hold(right[v] = load_words(b + p * b_step + v * LANES));
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < NV; ++v) sums[r][v] = vdot(sums[r][v], a + r * a_row + p, right[v]);
+    for (int v = 0; v < NV; ++v) hold(right[v] = load_words(other_b + p * b_step + v * LANES));
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < NV; ++v) other[r][v] = vdot(other[r][v], other_a + r * a_row + p, right[v]);
   }
 }
 

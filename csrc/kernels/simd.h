@@ -90,6 +90,11 @@ LOCALSFT_INLINE void vsums(const float* vectors, float* to) {
 LOCALSFT_INLINE float vmaximum(vf a) { return _mm512_reduce_max_ps(a); }
 LOCALSFT_INLINE vf vround(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 LOCALSFT_INLINE vf vscale2(vf a, vf n) { return _mm512_scalef_ps(a, n); }  // a·2^n, n a whole number
+// a·2^n for a normal result and shifted = n + 1.5·2^23, whose low bits are n.
+LOCALSFT_INLINE vf vraise(vf a, vf shifted) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), exponent));
+}
 LOCALSFT_INLINE vf vload_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
@@ -171,6 +176,10 @@ LOCALSFT_INLINE vf vscale2(vf a, vf n) {  // n in [-126, 127]
   const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(a, _mm256_castsi256_ps(exponent));
 }
+LOCALSFT_INLINE vf vraise(vf a, vf shifted) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), exponent));
+}
 LOCALSFT_INLINE vf vload_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
@@ -209,6 +218,10 @@ LOCALSFT_INLINE vf vround(vf a) { return vrndnq_f32(a); }
 LOCALSFT_INLINE vf vscale2(vf a, vf n) {  // n in [-126, 127]
   const int32x4_t exponent = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
   return vmulq_f32(a, vreinterpretq_f32_s32(exponent));
+}
+LOCALSFT_INLINE vf vraise(vf a, vf shifted) {
+  const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
+  return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a), exponent));
 }
 LOCALSFT_INLINE vf vload_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 LOCALSFT_INLINE vf vload_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
@@ -257,6 +270,7 @@ LOCALSFT_INLINE vf vscale2(vf a, vf n) {  // n in [-126, 127]
   for (int i = 0; i < 4; ++i) exponent[i] = (int32_t(n[i]) + 127) << 23;
   return a * (vf)exponent;
 }
+LOCALSFT_INLINE vf vraise(vf a, vf shifted) { return (vf)((vi)a + ((vi)shifted << 23)); }
 LOCALSFT_INLINE vf vload_bf16(const uint16_t* p) {
   return vf{bf16_to_float(p[0]), bf16_to_float(p[1]), bf16_to_float(p[2]), bf16_to_float(p[3])};
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -197,6 +197,11 @@ def test_long_reductions(ctx: _core.Context, form: str) -> None:
     tall = Group.make(ctx, 7, 11, 64, form, [9600, 40], [4, 4])
     tall.check_backward()
     tall.check_backward(float_dx=False)
+    slabs = Group.make(ctx, 21, 11, 64, form, [4000, 9700, 40], [4, 0, 3])  # cut within members, whose du are sums of slabs
+    slabs.check_backward()
+    slabs.check_backward(float_dx=False)
+    slabs.check_backward(add=True)
+    slabs.check_backward(split=True)
 
 
 def test_many_rows(ctx: _core.Context) -> None:
@@ -206,8 +211,9 @@ def test_many_rows(ctx: _core.Context) -> None:
     group.check_backward()
 
 
-def test_without_dx(ctx: _core.Context) -> None:
-    group = Group.make(ctx, 9, 21, 64, "4x32", [40, 50], [4, 8])
+@pytest.mark.parametrize("N", [[40, 50], [4000, 9700]])
+def test_without_dx(ctx: _core.Context, N: list[int]) -> None:
+    group = Group.make(ctx, 9, 21, 64, "4x32", N, [4, 8])
     _, u = group.forward()
     dys = group.dys()
     dx = np.empty((21, 64), np.float32)
@@ -222,18 +228,36 @@ def test_no_rows(ctx: _core.Context) -> None:
     group.check_backward()
 
 
-@pytest.mark.parametrize("M", [1, 30, 517])
-def test_threads_bitwise(isa: str, M: int) -> None:
+@pytest.mark.parametrize(
+    ("M", "K", "N"), [(1, 320, [320, 100, 7]), (30, 320, [320, 100, 7]), (517, 320, [320, 100, 7]), (67, 64, [4000, 9700, 7])]
+)
+def test_threads_bitwise(isa: str, M: int, K: int, N: list[int]) -> None:
     results = []
     for threads in (1, 2, 3):
-        group = Group.make(_core.Context(isa, threads), 11, M, 320, "4x32", [320, 100, 7], [8, 3, 0])
+        group = Group.make(_core.Context(isa, threads), 11, M, K, "4x32", N, [8, 3, 0])
         outs, u = group.forward()
-        dx = np.empty((M, 320), np.float32)
+        dx = np.empty((M, K), np.float32)
         d_a, d_b = group.backward(group.dys(), u, dx, False)
         results.append([*outs, u, dx, d_a[0], d_a[1], d_b[0], d_b[1]])
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("N", [[320, 100], [4000, 9700]])
+def test_rows_do_not_depend_on_those_beside_them(ctx: _core.Context, N: list[int]) -> None:
+    """Neither on how many there are: rows are cut into blocks and tiles, and none of that shows."""
+    group = Group.make(ctx, 22, 1100, 64, "4x32", N, [8, 3])
+    dys, (outs, u) = group.dys(), group.forward()
+    dx = np.empty((1100, 64), np.float32)
+    group.backward(dys, u, dx, False)
+    for rows in (slice(0, 1), slice(300, 613), slice(1093, 1100)):
+        part = replace(group, x=group.x[rows].copy())
+        part_outs, part_u = part.forward()
+        part_dx = np.empty_like(dx[rows])
+        part.backward([dy[rows].copy() for dy in dys], part_u, part_dx, False)
+        for whole, alone in zip([*outs, u, dx], [*part_outs, part_u, part_dx], strict=True):
+            np.testing.assert_array_equal(whole[rows], alone)
 
 
 def test_backward_is_the_gradient() -> None:

@@ -15,6 +15,7 @@ from localsft.engine.cpu.model import Model
 
 HEAD_ROWS, HEAD_COLUMNS = 512, 2304  # rows and columns of exponentials that exist at a time, at most (csrc/ops_head.cc)
 PACKED_UNITS, MIN_ROWS, MAX_ROWS = 4 << 20, 512, 1024  # how rows are cut before they are packed (csrc/ops_linear.cc)
+SLAB_STEPS = 4096  # of backward's reduction that are packed at a time, where sums are floats
 PER_THREAD = 8 << 20  # panels, partial sums and the state of attention: a few buffers of a huge page each (csrc/scratch.h)
 
 
@@ -105,7 +106,9 @@ def kernel_bytes(model: Model, tokens: int, targets: int, threads: int) -> int:
     element = 2 if model.ops.act_bf16 else 4
     rows = 0
     for group in (layer.qkv, layer.o, layer.gate_up, layer.down):
-        for reduction in (group.inputs, sum(group.widths)):
+        outputs = sum(group.widths)
+        slab = outputs if model.ops.act_bf16 else -(-outputs // -(-outputs // SLAB_STEPS))
+        for reduction in (group.inputs, slab):
             most = min(max(PACKED_UNITS * element // (4 * reduction), MIN_ROWS), MAX_ROWS)
             blocks = -(-tokens // most)
             rows = max(rows, -(-tokens // blocks) * (reduction + 4 * group.rank) * element)
