@@ -53,7 +53,7 @@ class GgufFile:
         raw = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
         tensor = decode(raw, info.type, info.shape)
         if not isinstance(tensor, Dense) or not np.may_share_memory(tensor.data, raw):
-            release_pages(self._map, info.offset, info.nbytes)
+            release_pages(self._map)
         return tensor
 
     def check_readable(self, names: list[str]) -> None:

@@ -27,11 +27,14 @@ def map_file(path: Path) -> mmap.mmap | None:
         raise InputError(f"{path} can't be read ({error}); check the path and its permissions") from error
 
 
-def release_pages(mapped: mmap.mmap, offset: int, nbytes: int) -> None:
-    """Give back the memory of pages that were read and copied from; reading them again maps them again."""
+def release_pages(mapped: mmap.mmap) -> None:
+    """Give back the memory of pages that were read and copied from; reading them again maps them again.
+
+    All of them: with a page that is read the system maps those around it too, so that the edges of tensors that were given
+    back one by one would add up to a fifth of a small file.
+    """
     if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows, which trims mapped pages by itself
-        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def close_map(mapped: mmap.mmap | None) -> None:

@@ -82,7 +82,7 @@ class SafetensorsFile:
             return values
         copy: NDArray[Any] = values.copy()  # MLX does not pad its headers, so its files are seldom aligned
         copy.flags.writeable = False
-        release_pages(self._map, info.offset, info.nbytes)
+        release_pages(self._map)
         return copy
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
         return ops.weight(tensor)
 
     def norm(name: str) -> Float32:
-        return np.ascontiguousarray(as_f32(base.tensors[name]), dtype=np.float32)
+        return np.array(as_f32(base.tensors[name]), np.float32)  # a copy: a view would keep the file's pages around it in memory
 
     def linear(name: str) -> Linear:
         adapter = None

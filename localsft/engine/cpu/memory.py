@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from localsft.batch import PackedBatch
 from localsft.engine.base import BatchSize
 from localsft.engine.cpu.buffers import Buffers
-from localsft.engine.cpu.model import Model
+from localsft.engine.cpu.model import BLOCK_ROWS, Model
 
 HEAD_ROWS, HEAD_COLUMNS = 512, 2304  # rows and columns of exponentials that exist at a time, at most (csrc/ops_head.cc)
-PACKED_UNITS, MIN_ROWS, MAX_ROWS = 4 << 20, 512, 1024  # how rows are cut before they are packed (csrc/ops_linear.cc)
+PACKED_UNITS, MIN_ROWS = 4 << 20, 512  # how rows are cut before they are packed (csrc/ops_linear.cc)
 SLAB_STEPS = 4096  # of backward's reduction that are packed at a time, where sums are floats
 PER_THREAD = 8 << 20  # panels, partial sums and the state of attention: a few buffers of a huge page each (csrc/scratch.h)
 
@@ -109,7 +109,7 @@ def kernel_bytes(model: Model, tokens: int, targets: int, threads: int) -> int:
         outputs = sum(group.widths)
         slab = outputs if model.ops.act_bf16 else -(-outputs // -(-outputs // SLAB_STEPS))
         for reduction in (group.inputs, slab):
-            most = min(max(PACKED_UNITS * element // (4 * reduction), MIN_ROWS), MAX_ROWS)
+            most = min(max(PACKED_UNITS * element // (4 * reduction), MIN_ROWS), BLOCK_ROWS)
             blocks = -(-tokens // most)
             rows = max(rows, -(-tokens // blocks) * (reduction + 4 * group.rank) * element)
     head_rows = min(targets, HEAD_ROWS)

@@ -26,6 +26,12 @@ from localsft.engine.cpu.layers import Group, Layer, Linear, Saved, allocate_sav
 from localsft.engine.cpu.ops import Ops
 from localsft.engine.cpu.rotary import RotaryTable
 
+BLOCK_ROWS = 1024  # that a product packs at a time, at most (csrc/ops_linear.cc)
+
+# Arrays of the backward pass that are never alive together share memory. ``a`` and ``da`` are the MLP's; dx comes when they
+# are done with, and in attention after the gradient of its output, do.
+_DO, _DX, _DQ = "a", "a", "da"
+
 Array = NDArray[Any]
 KeepKeys = Callable[[int, Array, Array], None]  # layer, k act (T, K·E), v act (T, K·E)
 
@@ -92,7 +98,10 @@ class Model:
         self.checkpoint = checkpoint
         self.frozen: RowStore | None = None  # set by the engine's owner: a cache for layers below the lowest adapted one
         self.buffers = Buffers()
+        self._dh = "dh" if checkpoint else "h"  # the backward pass has no other use for h, but to compute layers again
         self.lowest = min((layer.index for layer in layers if layer.adapted), default=len(layers))
+        # Where a layer works that keeps nothing: in the arrays of the first that does, which comes later or not at all.
+        self._passing = "layer." if checkpoint else f"{self.lowest}."
 
     def update_factors(self) -> None:
         """DoRA's factors by the adapters' present values: to be called when these have changed."""
@@ -132,7 +141,7 @@ class Model:
             if kept and self.checkpoint:
                 p.inputs[layer.index] = take(f"{layer.index}.h", h.shape, np.float32)
                 p.inputs[layer.index][...] = h
-            saved = self._allocate(p, layer, f"{layer.index}." if kept and not self.checkpoint else "layer.")
+            saved = self._allocate(p, layer, f"{layer.index}." if kept and not self.checkpoint else self._passing)
             h = self._layer_forward(layer, p, h, saved)
             if kept and not self.checkpoint:
                 p.saved[layer.index] = saved
@@ -192,9 +201,11 @@ class Model:
         x = self._act("x", h.shape)
         ops.rms_norm(h, layer.mlp_norm, self.architecture.rms_eps, s.h_mid, s.rstd_mid, x)
         self._linear(layer.gate_up, p, layer.index, "gate_up", x, [s.gate, s.up], s.u_gate_up)
-        a = self._act("a", s.gate.shape)
-        ops.swiglu(s.gate, s.up, a)
-        self._linear(layer.down, p, layer.index, "down", a, [h], s.u_down, kept=s.y_down)
+        for rows in self._row_blocks(p, h.shape[0]):
+            gate, up = s.gate[rows], s.up[rows]
+            a = self._act("a", gate.shape)
+            ops.swiglu(gate, up, a)
+            self._linear(layer.down, p, layer.index, "down", a, [h[rows]], s.u_down[rows], kept=s.y_down[rows])
         return h
 
     def _skip_frozen(self, p: Pass, h: Float32) -> int:
@@ -218,7 +229,7 @@ class Model:
         dh.fill(0)
         ops.rms_norm_backward(ops.to_act(d_rows, self._act("d_act", shape)), p.h_final, self.final_norm, p.rstd_final, dh)
         if not p.trimmed:
-            dh = self._copy("dh", dh)
+            dh = self._copy(self._dh, dh)
         for layer in reversed(self.layers[self.lowest :]):
             dh = self._layer_backward(layer, p, dh, self._saved(layer, p))
             p.saved.pop(layer.index, None)
@@ -226,7 +237,7 @@ class Model:
     def _saved(self, layer: Layer, p: Pass) -> Saved:
         if not self.checkpoint:
             return p.saved[layer.index]
-        saved = self._allocate(p, layer, "layer.")
+        saved = self._allocate(p, layer, self._passing)
         self._layer_forward(layer, p, self._copy("h", p.inputs[layer.index]), saved)
         return saved
 
@@ -245,21 +256,24 @@ class Model:
     def _mlp_backward(self, layer: Layer, p: Pass, dh: Float32, s: Saved, *, stop: bool) -> None:
         ops = self.ops
         # h = h_mid + down(a)
-        a = self._act("a", s.gate.shape)
-        ops.swiglu(s.gate, s.up, a)
         dy = self._through_kept(layer.down, ops.to_act(dh, self._act("d_act", dh.shape)), s.y_down)
-        if stop and not layer.gate_up.adapted:
-            self._linear_backward(layer.down, p, layer.index, "down", [dy], a, s.u_down, None)
-            return
-        da = self._act("da", s.gate.shape)
-        self._linear_backward(layer.down, p, layer.index, "down", [dy], a, s.u_down, da)
+        ends_here = stop and not layer.gate_up.adapted
         d_gate, d_up = s.gate, s.up  # in place: gate and up are not needed again, but by the factors of DoRA
         if layer.gate_up.dora:
             d_gate, d_up = self._act("d_gate", s.gate.shape), self._act("d_up", s.up.shape)
-        ops.swiglu_backward(da, s.gate, s.up, d_gate, d_up)
+        for rows in self._row_blocks(p, dh.shape[0]):
+            gate, up = s.gate[rows], s.up[rows]
+            a = self._act("a", gate.shape)
+            ops.swiglu(gate, up, a)
+            da = None if ends_here else self._act("da", gate.shape)
+            self._linear_backward(layer.down, p, layer.index, "down", [dy[rows]], a, s.u_down[rows], da)
+            if da is not None:
+                ops.swiglu_backward(da, gate, up, d_gate[rows], d_up[rows])
+        if ends_here:
+            return
         below = self._through(layer.gate_up, [d_gate, d_up], [s.gate, s.up])
         x = self._normed_again(layer.gate_up, "x", s.h_mid, layer.mlp_norm, s.rstd_mid)
-        dx = None if stop else self._act("dx", dh.shape)
+        dx = None if stop else self._act(_DX, dh.shape)
         self._linear_backward(layer.gate_up, p, layer.index, "gate_up", below, x, s.u_gate_up, dx)
         if dx is not None:
             ops.rms_norm_backward(dx, s.h_mid, layer.mlp_norm, s.rstd_mid, dh)
@@ -272,10 +286,10 @@ class Model:
         if stop and not layer.qkv.adapted:
             self._linear_backward(layer.o, p, layer.index, "o", [dy], s.o, s.u_o, None)
             return dh
-        do = self._act("do", s.o.shape)
+        do = self._act(_DO, s.o.shape)
         self._linear_backward(layer.o, p, layer.index, "o", [dy], s.o, s.u_o, do)
         q_rows = p.rows if trimmed else p.every_row
-        dq, dk, dv = self._act("dq", s.q.shape), self._act("dk", s.k.shape), self._act("dv", s.v.shape)
+        dq, dk, dv = self._act(_DQ, s.q.shape), self._act("dk", s.k.shape), self._act("dv", s.v.shape)
         ops.attention_backward(
             s.q, s.k, s.v, s.o, s.lse, do, q_rows, p.batch.segment_starts, p.batch.segment_parents, dq, dk, dv,
             arch.heads, arch.kv_heads, arch.attention_scale, window=arch.window,
@@ -288,13 +302,13 @@ class Model:
             ops.rope(s.k, p.cos, p.sin, arch.kv_heads, True)
         x = self._normed_again(layer.qkv, "x", s.h_in, layer.attention_norm, s.rstd_in)
         if not trimmed:
-            dx = None if stop else self._act("dx", s.h_in.shape)
+            dx = None if stop else self._act(_DX, s.h_in.shape)
             below = self._through(layer.qkv, [dq, dk, dv], [s.q, s.k, s.v])
             self._linear_backward(layer.qkv, p, layer.index, "qkv", below, x, s.u_qkv, dx)
             if dx is not None:
                 ops.rms_norm_backward(dx, s.h_in, layer.attention_norm, s.rstd_in, dh)
             return dh
-        dx = None if stop else self.buffers.take("dx_sum", s.h_in.shape, np.float32)
+        dx = None if stop else self.buffers.take("dx_sum" if ops.act_bf16 else _DX, s.h_in.shape, np.float32)
         self._linear_backward(layer.kv, p, layer.index, "qkv", self._through(layer.kv, [dk, dv], [s.k, s.v]), x, s.u_qkv, dx)
         dx_rows = None if stop else self.buffers.take("dx_rows", dh.shape, np.float32)
         below = self._through(layer.q, [dq], [s.q])
@@ -302,14 +316,21 @@ class Model:
         if dx is None:
             return dh
         ops.scatter_add_rows(dx_rows, p.rows, dx)
-        full = self.buffers.take("dh", s.h_in.shape, np.float32)  # the residual path: only the query rows had a gradient
+        full = self.buffers.take(self._dh, s.h_in.shape, np.float32)  # the residual path: only the query rows had a gradient
         full.fill(0)
         ops.scatter_add_rows(dh, p.rows, full)
-        dx_act = ops.to_act(dx, self._act("dx", dx.shape))
+        dx_act = ops.to_act(dx, self._act(_DX, dx.shape))
         ops.rms_norm_backward(dx_act, s.h_in, layer.attention_norm, s.rstd_in, full)
         return full
 
     # ---- pieces ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _row_blocks(p: Pass, rows: int) -> list[slice]:
+        """The rows as the kernels cut them: what lies between two products, so wide in the MLP, exists for a block at a time.
+        All rows at once with dropout, whose masks are made by the place in the array."""
+        blocks = 1 if p.dropout else max(1, -(-rows // BLOCK_ROWS))
+        return [slice(rows * block // blocks, rows * (block + 1) // blocks) for block in range(blocks)]
 
     def _act(self, name: str, shape: tuple[int, ...]) -> Array:
         return self.buffers.take(name, shape, self.ops.act_dtype)
