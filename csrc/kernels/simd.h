@@ -132,9 +132,17 @@ LOCALSFT_INLINE __m256i lanes_mask(int n) {  // n in [0, 8]
 LOCALSFT_INLINE vf vzero() { return _mm256_setzero_ps(); }
 LOCALSFT_INLINE vf vset(float x) { return _mm256_set1_ps(x); }
 LOCALSFT_INLINE vf vload(const float* p) { return _mm256_loadu_ps(p); }
-LOCALSFT_INLINE vf vload_n(const float* p, int n) { return _mm256_maskload_ps(p, lanes_mask(n)); }
 LOCALSFT_INLINE void vstore(float* p, vf x) { _mm256_storeu_ps(p, x); }
-LOCALSFT_INLINE void vstore_n(float* p, vf x, int n) { _mm256_maskstore_ps(p, lanes_mask(n), x); }
+// Whole vectors apart: a masked store takes a dozen cycles on some processors, whatever the mask.
+LOCALSFT_INLINE vf vload_n(const float* p, int n) {
+  return n >= LANES ? vload(p) : _mm256_maskload_ps(p, lanes_mask(n));
+}
+LOCALSFT_INLINE void vstore_n(float* p, vf x, int n) {
+  if (n >= LANES)
+    vstore(p, x);
+  else
+    _mm256_maskstore_ps(p, lanes_mask(n), x);
+}
 LOCALSFT_INLINE vf vadd(vf a, vf b) { return _mm256_add_ps(a, b); }
 LOCALSFT_INLINE vf vsub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 LOCALSFT_INLINE vf vmul(vf a, vf b) { return _mm256_mul_ps(a, b); }
@@ -283,14 +291,16 @@ LOCALSFT_INLINE void vstore_bf16(uint16_t* p, vf x) {
 
 #endif
 
-// Partial loads and stores where the ISA has no masks for them.
+// Partial loads and stores where the ISA has no masks for them; of whole vectors as such.
 #if defined(LOCALSFT_KERNELS_neon) || defined(LOCALSFT_KERNELS_baseline)
 LOCALSFT_INLINE vf vload_n(const float* p, int n) {
+  if (n >= LANES) return vload(p);
   float lanes[LANES] = {0};
   memcpy(lanes, p, size_t(n) * 4);
   return vload(lanes);
 }
 LOCALSFT_INLINE void vstore_n(float* p, vf x, int n) {
+  if (n >= LANES) return vstore(p, x);
   float lanes[LANES];
   vstore(lanes, x);
   memcpy(p, lanes, size_t(n) * 4);
@@ -304,16 +314,19 @@ LOCALSFT_INLINE void vsums(const float* vectors, float* to) {
 #endif
 #if !defined(LOCALSFT_KERNELS_avx512) && !defined(LOCALSFT_KERNELS_avx512bf16)
 LOCALSFT_INLINE vf vload_bf16_n(const uint16_t* p, int n) {
+  if (n >= LANES) return vload_bf16(p);
   uint16_t lanes[LANES] = {0};
   memcpy(lanes, p, size_t(n) * 2);
   return vload_bf16(lanes);
 }
 LOCALSFT_INLINE vf vload_f16_n(const uint16_t* p, int n) {
+  if (n >= LANES) return vload_f16(p);
   uint16_t lanes[LANES] = {0};
   memcpy(lanes, p, size_t(n) * 2);
   return vload_f16(lanes);
 }
 LOCALSFT_INLINE void vstore_bf16_n(uint16_t* p, vf x, int n) {
+  if (n >= LANES) return vstore_bf16(p, x);
   uint16_t lanes[LANES];
   vstore_bf16(lanes, x);
   memcpy(p, lanes, size_t(n) * 2);

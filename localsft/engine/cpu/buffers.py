@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ class Buffers:
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An uninitialized C-contiguous array."""
-        size = int(np.prod(shape, dtype=np.int64))
+        size = math.prod(shape)
         flat = self._flat.get(name)
         if flat is None or flat.size < size or flat.dtype != dtype:
             self._flat.pop(name, None)
