@@ -148,36 +148,42 @@ void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, c
   multiply(ctx, products);
 }
 
-// d_a_i += du_iᵀ·x and d_b_i += scale_i·u_iᵀ·dy_i, over all rows; a task is a block of columns of one of them.
+// d_a_i += du_iᵀ·x and d_b_i += scale_i·u_iᵀ·dy_i, over all rows; a task is a block of columns of x, for all members,
+// or of one dy.
 void low_rank_gradients(Context& ctx, int64_t m, const std::vector<const void*>& dys,
                         const std::vector<Member>& members, const void* x, const float* u, const float* du) {
   constexpr int64_t kColumns = 128;  // per task
   const int64_t rank = total_rank(members), size = ctx.kernels.act_bf16 ? 2 : 4;
-  struct Sum {
-    const void* x;
+  struct Sum {  // out (rank, columns) += scale·sᵀ·x
     const float* s;
-    const Adapter* adapter;
-    int64_t columns;
+    int64_t rank;
     float scale;
     float* out;
   };
-  std::vector<Sum> sums;
+  struct Input {
+    const void* x;
+    int64_t columns;
+    std::vector<Sum> sums;
+  };
+  std::vector<Input> inputs{{x, members[0].weight.columns, {}}};
   int64_t column = 0, tasks = 0;
   for (size_t i = 0; i < members.size(); ++i) {
     const Adapter& adapter = members[i].adapter;
     if (adapter.rank == 0) continue;
-    sums.push_back({x, du + column, &adapter, members[i].weight.columns, 1.0f, adapter.d_a});
-    sums.push_back({dys[i], u + column, &adapter, members[i].weight.rows, adapter.scale, adapter.d_b});
+    inputs.front().sums.push_back({du + column, adapter.rank, 1.0f, adapter.d_a});
+    inputs.push_back({dys[i], members[i].weight.rows, {{u + column, adapter.rank, adapter.scale, adapter.d_b}}});
     column += adapter.rank;
   }
-  for (const Sum& sum : sums) tasks += ceil_div(sum.columns, kColumns);
+  for (const Input& input : inputs) tasks += ceil_div(input.columns, kColumns);
+  if (rank == 0) return;
   ctx.pool.run(tasks, [&](int64_t task, int) {
     size_t i = 0;
-    for (; task >= ceil_div(sums[i].columns, kColumns); ++i) task -= ceil_div(sums[i].columns, kColumns);
-    const Sum& sum = sums[i];
-    const int64_t begin = task * kColumns, count = std::min(kColumns, sum.columns - begin);
-    ctx.kernels.gemm.outer(static_cast<const uint8_t*>(sum.x) + begin * size, sum.columns, sum.s, rank,
-                           sum.adapter->rank, m, count, sum.scale, sum.out + begin, sum.columns);
+    for (; task >= ceil_div(inputs[i].columns, kColumns); ++i) task -= ceil_div(inputs[i].columns, kColumns);
+    const Input& input = inputs[i];
+    const int64_t begin = task * kColumns, count = std::min(kColumns, input.columns - begin);
+    for (const Sum& sum : input.sums)
+      ctx.kernels.gemm.outer(static_cast<const uint8_t*>(input.x) + begin * size, input.columns, sum.s, rank, sum.rank,
+                             m, count, sum.scale, sum.out + begin, input.columns);
   });
 }
 

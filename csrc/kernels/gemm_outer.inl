@@ -12,6 +12,7 @@ LOCALSFT_INLINE void outer_vector(const act_t* x, int64_t x_stride, int columns,
 #pragma GCC unroll 8
   for (int r = 0; r < RANKS; ++r) sums[r] = vload(kept + r * OUTER_COLUMNS);
   for (int row = 0; row < rows; ++row) {
+    __builtin_prefetch(x + (row + OUTER_ROWS) * x_stride);  // of the next block: no hardware expects a jump that far
     const vf part = columns == LANES ? vload_act(x + row * x_stride) : vload_act_n(x + row * x_stride, columns);
 #pragma GCC unroll 8
     for (int r = 0; r < RANKS; ++r) sums[r] = vfma(vset(s[row * s_stride + r]), part, sums[r]);
