@@ -142,6 +142,18 @@ def test_packed_and_shared_equal_alone(golden: Golden, ops: Any, share: bool, to
         assert relative(gradient, expected[name]) < gradient_tolerance(ops, golden, "all", name), name
 
 
+@pytest.mark.parametrize("case", LORAS)
+def test_blocks_of_rows_equal_peft(golden: Golden, ops: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies between two products of the MLP exists for a block of rows: here of a few, the last one smaller."""
+    monkeypatch.setattr("localsft.engine.cpu.model.BLOCK_ROWS", 7)
+    engine = golden.engine(ops, case)
+    loss = accumulate(engine, pack_step(golden.examples, 4096, pack=True, share_prefix=False))
+    assert loss.loss == pytest.approx(float(golden.values[f"{case}/loss"]), rel=tolerance(ops))
+    expected = golden.tensors(f"{case}/grad/")
+    for name, gradient in engine.gradients().items():
+        assert relative(gradient / loss.weight, expected[name]) < gradient_tolerance(ops, golden, case, name), name
+
+
 def test_sharing_computes_fewer_tokens(golden: Golden) -> None:
     def computed(share: bool) -> int:
         return sum(batch.n_tokens for batch in pack_step(golden.examples[3:], 4096, pack=True, share_prefix=share))
