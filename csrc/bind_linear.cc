@@ -86,12 +86,6 @@ Weight affine_weight(const array& packed, const array& scales, const array& bias
   return {m, {packed, scales, biases}};
 }
 
-int64_t total_rank(const std::vector<Member>& group) {
-  int64_t rank = 0;
-  for (const Member& member : group) rank += member.adapter.rank;
-  return rank;
-}
-
 // An output that is act or float32; only float32 may be added to.
 Out output(const Arguments& args, array& a, const char* name, int64_t rows, int64_t columns, bool add) {
   if (py::isinstance<py::array_t<float>>(a)) return {args.out<float>(a, name, {rows, columns}), columns, false, add};

@@ -22,6 +22,13 @@ struct Member {
   const float* factors = nullptr;  // (N), DoRA's; linear_decode alone applies them
 };
 
+// Columns of u: the members' side by side.
+inline int64_t total_rank(const std::vector<Member>& members) {
+  int64_t rank = 0;
+  for (const Member& member : members) rank += member.adapter.rank;
+  return rank;
+}
+
 // y_i = x·W_iᵀ + scale_i·u_i·b_i with u = x_lora·aᵀ (M, Σ rank), the members' side by side.
 // x, x_lora: act (M, K). outs: (M, N_i).
 void linear_forward(Context& ctx, int64_t m, const void* x, const void* x_lora, const std::vector<Member>& members,

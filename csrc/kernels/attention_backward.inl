@@ -205,7 +205,9 @@ LOCALSFT_INLINE void add_key_sums(const act_t* left, const word* right, int64_t 
   enum { LEFT_STEP = CHUNK_ROWS / WORD };
   const word* a = (const word*)left;
   int64_t e = 0;
-  for (; e + SUM_VECTORS * LANES <= width && !(SUM_VECTORS == 3 && e + 4 * LANES == width); e += SUM_VECTORS * LANES)
+  // Of four vectors by threes one would be left, alone with too few chains of additions: two and two.
+  const auto by_twos = [&] { return SUM_VECTORS == 3 && width - e == 4 * LANES; };
+  for (; e + SUM_VECTORS * LANES <= width && !by_twos(); e += SUM_VECTORS * LANES)
     add_tile<SUM_ROWS, SUM_VECTORS, ADD>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);
   for (; e + 2 * LANES <= width; e += 2 * LANES)
     add_tile<SUM_ROWS, 2, ADD>(a, LEFT_STEP, 1, right + e, width, words, 0, sums + e, width);

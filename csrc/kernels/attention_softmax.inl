@@ -1,8 +1,7 @@
 // From products to probabilities, and the limits of what a row sees.
 
 // 2^x, x at most a little above 0; a NaN stays a NaN. Relative error 3e-6 where the result is stored as bfloat16 (whose
-// own rounding is 4e-3), else 1e-7. Far below 0 the result is 0, or the smallest normal where the ISA can't scale
-// further.
+// own rounding is 4e-3), else 1e-7. Far below 0 the result is the smallest normal.
 LOCALSFT_INLINE vf vexp2(vf x) {
   x = vmax(vset(-126.0f), x);
   // Adding 1.5·2^23 rounds to a whole number n and leaves it in the low bits, where a shift makes an exponent of it:

@@ -340,16 +340,19 @@ def test_decoding_keeps_small_inputs_beside_large_ones(ctx: _core.Context, form:
     the small ones of other groups add. (One scale for a whole row of 16-bit integers would be off by 2 %.)"""
     group = Group.make(ctx, 19, 2, 640, form, [70], [0])
     small = np.random.default_rng(20).normal(size=(2, 640)).astype(np.float32)
-    small[:, 128:256] = 0  # another group, whatever its size
     large = np.zeros_like(small)
     large[:, 128:132] = [4000, -3000, 2000, -1000]
+    w = group.cases[0].exact.astype(np.float64)
 
     def decode(x: np.ndarray) -> np.ndarray:
         out = np.empty((2, 70), np.float32)
         _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, [out])
         return out
 
-    exact = small.astype(np.float64) @ group.cases[0].exact.T.astype(np.float64)
+    x = small + large
+    check(decode(x), decoded(ctx, form, x) @ w.T, sum_eps(648) * (np.abs(x.astype(np.float64)) @ np.abs(w).T))
+    small[:, 128:256] = 0  # now they are another group, whatever its size
+    exact = small.astype(np.float64) @ w.T
     error = decode(small + large).astype(np.float64) - decode(large) - exact
     assert error.std() < (BF16_EPS if ctx.act_bf16 else 1e-3) * exact.std()
 
