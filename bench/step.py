@@ -6,6 +6,9 @@
 Dense random tokens, every one supervised, separate sequences, rank 8 on all linears; or real rows. ``share_of_product_rate``: the
 floating-point work of the products with frozen weights (forward, input gradient; the head on supervised rows only) over the step's
 time, as a share of the rate of the model's own gate projection in both directions, measured in turn. Prints one JSON object.
+
+``--one-thread`` also gives, round by round, the speed-up by the threads and what it is for a loop on registers alone, between the two
+steps: two virtual processors are at times one core's two hardware threads, and then no program gains much from the second.
 """
 
 from __future__ import annotations
@@ -89,6 +92,7 @@ def main() -> None:
     times: dict[int, list[float]] = {threads: [] for threads in sides}
     losses: dict[int, list[float]] = {threads: [] for threads in sides}
     rates = []
+    peaks: list[float] = []
     for round_ in range(a.rounds + 1):
         for threads, (engine, ops) in sides.items():
             ops.timing = round_ > 0 and threads == a.threads
@@ -98,6 +102,8 @@ def main() -> None:
             if round_:
                 times[threads].append(time.perf_counter() - started)
             ops.timing = False
+            if round_ and a.one_thread and threads == a.threads:
+                peaks.append(ops.peak_flops() / sides[1][1].peak_flops())
         rates.append(product_rate(sides[a.threads][0], min(batch.n_tokens, 1024)))
     engine, ops = sides[a.threads]
     seconds, rate = statistics.median(times[a.threads]), statistics.median(rates)
@@ -114,6 +120,9 @@ def main() -> None:
         report["one_thread"] = {
             "seconds": statistics.median(times[1]),
             "speedup": statistics.median(one / more for one, more in zip(times[1], times[a.threads], strict=True)),
+            "speedup_and_peaks_by_round": [
+                (round(one / more, 3), round(peak, 2)) for one, more, peak in zip(times[1], times[a.threads], peaks, strict=True)
+            ],
             "bits_equal": losses[1] == losses[a.threads] and np.array_equal(sides[1][0].parameters.values, engine.parameters.values),
         }
     print(json.dumps(report, indent=1))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 from localsft.config import resolve
 from localsft.data.pack import epoch_order
+from localsft.doctor import processor_name
 from localsft.session import load_examples, load_model
 
 PEER = Path(__file__).parent / "peers" / "peer_trl.py"
@@ -124,7 +124,7 @@ def main() -> None:
             us.append(ours(a, data, Path(folder) / f"run{i}"))
             if a.peer_python:
                 them.append(theirs(a, tokens))
-    report: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(a).items()}, "cpu": platform.processor(), "ours": medians(us)}
+    report: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(a).items()}, "cpu": processor_name(), "ours": medians(us)}
     if them:
         report["trl_peft"] = medians(them)
         report["speed_ratio"] = statistics.median(u["tokens_per_second"] / t["tokens_per_second"] for u, t in zip(us, them, strict=True))

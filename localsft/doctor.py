@@ -31,7 +31,7 @@ def examine() -> dict[str, Any]:
         "localsft": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": f"{psutil.cpu_count(logical=False)} physical, {psutil.cpu_count()} logical",
         "threads_used": physical_cores(),
         "kernels": kernels,
@@ -70,7 +70,8 @@ def _free_space(cache: Path, problems: list[str]) -> int:
     return shutil.disk_usage(cache).free
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """What the processor calls itself, or the kind of machine where it can't be asked."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

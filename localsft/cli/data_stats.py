@@ -121,4 +121,5 @@ def show_packing(packing: Packing, tokens_per_pack: int, batch_size: int) -> Non
         ("packed, shared prefixes once", packing.shared),
     ):
         write(f"  {name:36}{count:>14,}  {count / packing.padded:4.0%}\n")
-    write(f"  {packing.packs:,} packs of at most {tokens_per_pack:,} tokens, {packing.fill:.0%} full\n")
+    mean = packing.shared / max(packing.packs, 1)
+    write(f"  {packing.packs:,} packs of {mean:,.0f} tokens on average, the largest of {packing.largest:,} (limit {tokens_per_pack:,})\n")

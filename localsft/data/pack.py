@@ -8,7 +8,8 @@ a set of packed batches must give, exactly, whatever is packed together or share
 - With sharing, a prefix that several examples have in common is computed once. Rows of a shared prefix that predict the same
   token in several examples become one target with the summed weight; a row may predict a different token for each branch.
 - ``tokens_per_pack`` bounds the tokens of a batch. A tree of examples that is larger is cut into several that repeat the
-  prefix; a single example that is larger gets a batch of its own.
+  prefix; a single example that is larger gets a batch of its own. Where it costs next to nothing, batches are smaller than
+  they could be (``ENOUGH_TOKENS``): memory grows with the tokens of a batch, speed hardly does from there on.
 
 Best-fit-decreasing packing and the prefix tree are C++ (csrc/pack.h).
 """
@@ -30,6 +31,11 @@ Int64 = NDArray[np.int64]
 # segment pays for itself from about 2 tokens on; an engine that makes a call for each segment needs more. On the conversations
 # of examples/billing-support, limits from 2 to 32 change the computed tokens by less than 0.1 %.
 MIN_SHARED = 8
+
+# Tokens of a batch that make training about as fast as it gets, and by what factor the tokens to compute may grow, where
+# cutting repeats a shared prefix, to have batches of no more. On AVX2, rows of 600 tokens trained as fast in packs of 1,024 as
+# of 2,048, in 64 % of the memory (bench/RESULTS.md).
+ENOUGH_TOKENS, MOST_GROWTH = 1024, 1.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +75,23 @@ def pack_owned(examples: Sequence[Example], tokens_per_pack: int, pack: bool = T
     sequences = [(index, ids, targets) for index, ids, targets in needed if targets.size]
     if not sequences:
         return []
-    lengths = np.array([ids.size for _, ids, _ in sequences], np.int64)
     if not pack:
-        bins: Int64 = np.arange(len(sequences))
-    elif share_prefix:
-        bins = _forest([ids for _, ids, _ in sequences], MIN_SHARED).pack(tokens_per_pack)
-    else:
-        bins = _core.pack_lengths(lengths, tokens_per_pack)
-    order = np.argsort(bins, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(bins[order])) + 1)
-    return [_build([sequences[k] for k in group], examples, tokens_per_pack, share_prefix) for group in groups]
+        return [_build([sequence], examples, tokens_per_pack, share_prefix) for sequence in sequences]
+    forest = _forest([ids for _, ids, _ in sequences], MIN_SHARED) if share_prefix else None
+    lengths = np.array([ids.size for _, ids, _ in sequences], np.int64)
+
+    def within(limit: int) -> list[OwnedBatch]:
+        bins = forest.pack(limit) if forest is not None else _core.pack_lengths(lengths, limit)
+        order = np.argsort(bins, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(bins[order])) + 1)
+        return [_build([sequences[k] for k in group], examples, limit, share_prefix) for group in groups]
+
+    batches = within(tokens_per_pack)
+    if any(batch.batch.n_tokens > ENOUGH_TOKENS for batch in batches) and tokens_per_pack > ENOUGH_TOKENS:
+        smaller = within(ENOUGH_TOKENS)
+        if _total(smaller) <= MOST_GROWTH * _total(batches):
+            return smaller
+    return batches
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Int64:
@@ -89,6 +102,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> Int64:
     """
     values = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
     return np.argsort(values, kind="stable")
+
+
+def _total(batches: Sequence[OwnedBatch]) -> int:
+    return sum(batch.batch.n_tokens for batch in batches)
 
 
 def _needed(example: Example) -> tuple[Int32, Int64]:

@@ -50,7 +50,7 @@ class Packing:
     packed: int
     shared: int
     packs: int  # batches of ``shared``
-    fill: float  # of the packs: their tokens through tokens_per_pack
+    largest: int  # tokens of the largest of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def packing_of(examples: Sequence[Example], tokens_per_pack: int, batch_size: in
         packed=sum(int(np.flatnonzero(example.target_weights)[-1]) for step in steps for example in step),
         shared=sum(packs),
         packs=len(packs),
-        fill=sum(packs) / (len(packs) * tokens_per_pack) if packs else 0.0,
+        largest=max(packs, default=0),
     )
 
 

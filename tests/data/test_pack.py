@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from localsft import _core
 from localsft.batch import Example, PackedBatch
-from localsft.data.pack import MIN_SHARED, epoch_order, pack_owned, pack_step
+from localsft.data.pack import ENOUGH_TOKENS, MIN_SHARED, epoch_order, pack_owned, pack_step
 
 Wanted = dict[tuple[tuple[int, ...], int], float]  # (tokens before it, target token) -> summed weight
 
@@ -89,18 +90,22 @@ def total(parts: Sequence[Wanted]) -> Wanted:
     return dict(sums)
 
 
-@given(example_sets(), st.integers(1, 70), st.booleans(), st.booleans())
-def test_batches_ask_for_exactly_what_the_examples_ask_for(examples: list[Example], capacity: int, pack: bool, share: bool) -> None:
-    batches = pack_step(examples, capacity, pack, share)
+@given(example_sets(), st.integers(1, 70), st.integers(1, 70), st.booleans(), st.booleans())
+def test_batches_ask_for_exactly_what_the_examples_ask_for(
+    examples: list[Example], capacity: int, enough: int, pack: bool, share: bool
+) -> None:
+    with patch("localsft.data.pack.ENOUGH_TOKENS", enough):
+        batches = pack_step(examples, capacity, pack, share)
     for batch in batches:
         check_shape(batch)
     assert total([asked(batch) for batch in batches]) == wanted(examples)
 
 
-@given(example_sets(), st.integers(1, 70), st.booleans())
-def test_limits_hold_but_for_a_single_longer_example(examples: list[Example], capacity: int, share: bool) -> None:
+@given(example_sets(), st.integers(1, 70), st.integers(1, 70), st.booleans())
+def test_limits_hold_but_for_a_single_longer_example(examples: list[Example], capacity: int, enough: int, share: bool) -> None:
     needed = [int(np.flatnonzero(e.target_weights)[-1]) for e in examples if e.target_weights.any()]
-    sizes = [batch.n_tokens for batch in pack_step(examples, capacity, share_prefix=share)]
+    with patch("localsft.data.pack.ENOUGH_TOKENS", enough):
+        sizes = [batch.n_tokens for batch in pack_step(examples, capacity, share_prefix=share)]
     for size in sizes:
         assert size <= capacity or size in needed
     if share:
@@ -174,6 +179,26 @@ def test_a_tree_above_the_limit_repeats_its_prefix() -> None:
     batches = pack_step(examples, len(SYSTEM) + 2 * 11)
     assert [batch.n_tokens for batch in batches] == [len(SYSTEM) + 2 * 10] * 3
     assert [batch.segment_parents.tolist() for batch in batches] == [[-1, 0, 0]] * 3
+
+
+def answered(*ids: int) -> Example:
+    return example(ids, [0.0] * (len(ids) - 1) + [1.0])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_batches_are_no_larger_than_enough_where_that_costs_nothing(share: bool) -> None:
+    examples = [answered(*[k] * (ENOUGH_TOKENS // 2 + 1)) for k in range(6)]
+    assert [batch.n_tokens for batch in pack_step(examples, 10**6, share_prefix=share)] == [ENOUGH_TOKENS] * 3
+    long = [answered(*[k] * (2 * ENOUGH_TOKENS)) for k in range(2)]  # one that is longer still stands alone, within the limit
+    assert [batch.n_tokens for batch in pack_step(long, 4 * ENOUGH_TOKENS, share_prefix=share)] == [2 * ENOUGH_TOKENS - 1] * 2
+
+
+def test_a_long_shared_prefix_is_not_repeated_for_smaller_batches() -> None:
+    prefix = [7] * (ENOUGH_TOKENS * 3 // 4)
+    examples = [answered(*prefix, *[10 + k] * 100) for k in range(8)]
+    (batch,) = pack_step(examples, 2 * ENOUGH_TOKENS)
+    assert batch.n_tokens == len(prefix) + 8 * 99
+    assert len(pack_step(examples, len(prefix) + 2 * 99)) == 4  # the limit itself is kept whatever it costs
 
 
 def test_the_limit_holds_when_cutting_a_tree_moves_the_places_worth_sharing() -> None:
