@@ -34,7 +34,7 @@ MIN_SHARED = 8
 
 # Tokens of a batch that make training about as fast as it gets, and by what factor the tokens to compute may grow, where
 # cutting repeats a shared prefix, to have batches of no more. On AVX2, rows of 600 tokens trained as fast in packs of 1,024 as
-# of 2,048, in 64 % of the memory (bench/RESULTS.md).
+# of 2,048, in 60 % of the memory (bench/RESULTS.md).
 ENOUGH_TOKENS, MOST_GROWTH = 1024, 1.03
 
 
