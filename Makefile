@@ -1,5 +1,5 @@
 # For people:        make demo, make install, make test
-# For development:   make core, make lint, make test-all, make test-neon, make bench, make bench-mlx, make clean
+# For development:   make core, make lint, make test-all, make test-neon, make test-avx512, make bench, make bench-mlx, make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ TEMPLATES := $(VENV)/templates
 
 SOURCES := pyproject.toml CMakeLists.txt README.md $(shell find csrc localsft models examples -type f ! -name '*.so' ! -path '*/__pycache__/*')
 
-.PHONY: install demo test test-all test-neon lint bench bench-mlx core clean compiler
+.PHONY: install demo test test-all test-neon test-avx512 lint bench bench-mlx core clean compiler
 
 install: $(VENV)/installed
 
@@ -25,16 +25,21 @@ test-all: $(VENV)/tests-installed $(TEMPLATES)
 	$(MAKE) --no-print-directory lint
 	LOCALSFT_TEST_TEMPLATES=$(abspath $(TEMPLATES)) LOCALSFT_TEST_SMOLLM2=$$($(BIN)/localsft models pull $(MODEL)) $(BIN)/python -m pytest -m 'slow or not slow' $(TESTS)
 	tests/neon.sh || [ $$? -eq 77 ]
+	tests/avx512.sh || [ $$? -eq 77 ]
 
 # The NEON kernels under qemu, on a machine without NEON (tests/neon.sh); test-all goes on without what they need, and says so.
 test-neon: $(VENV)/pip
 	tests/neon.sh
 
+# The AVX-512 kernels in AVX2, on a machine without AVX-512 (tests/avx512.sh); test-all goes on in the same way.
+test-avx512: $(VENV)/tests-installed
+	tests/avx512.sh
+
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cc' -o -name '*.inl')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests -name '*.h' -o -name '*.cc' -o -name '*.inl')
 
 # The chat templates of 70 models, out of the source distribution of llama-cpp-python; nothing is built.
 $(TEMPLATES): | $(VENV)/pip

@@ -33,11 +33,16 @@ std::vector<Candidate> candidates() {
   __builtin_cpu_init();
   const bool f16c = __builtin_cpu_supports("f16c");
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
+#if defined(LOCALSFT_AVX512_EMULATED)
+  const bool avx512 = avx2, avx512bf16 = avx2;
+#else
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
   all.push_back({"avx2", kernels::avx2::table, avx2});
   all.push_back({"avx512", kernels::avx512::table, avx512});
-  all.push_back({"avx512bf16", kernels::avx512bf16::table, avx512 && bool(__builtin_cpu_supports("avx512bf16"))});
+  all.push_back({"avx512bf16", kernels::avx512bf16::table, avx512bf16});
 #elif defined(__aarch64__)
   all.push_back({"neon", kernels::neon::table, true});
 #endif

@@ -56,7 +56,7 @@ LOCALSFT_INLINE void tile(const word* a, int64_t a_row, int64_t a_step, const wo
 // Keeps x in a register: compilers for x86 rather read it from memory at each use, and the reads would take longer than
 // the multiplications.
 LOCALSFT_INLINE void hold(vwords& x) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LOCALSFT_AVX512_EMULATED)
   asm("" : "+v"(x));
 #else
   (void)x;

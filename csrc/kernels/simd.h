@@ -7,7 +7,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(LOCALSFT_KERNELS_avx2) || defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
+#if defined(LOCALSFT_AVX512_EMULATED) && (defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16))
+#include "avx512_emulated.h"  // of the tests
+#elif defined(LOCALSFT_KERNELS_avx2) || defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
 #include <immintrin.h>
 #elif defined(LOCALSFT_KERNELS_neon)
 #include <arm_neon.h>
