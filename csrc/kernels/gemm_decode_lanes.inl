@@ -22,9 +22,6 @@ static int group_in_block(const Matrix* w) {
   return group < block ? group : block;
 }
 
-LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const uint8_t*)p + at);
-}
 // A tile asks for the next one's data as it goes; the first one's and all scales are asked for with these.
 LOCALSFT_INLINE void prefetch_data(const Matrix* w, int64_t row, int64_t rows) {
   const int64_t bytes = w->columns * w->bits / 8;

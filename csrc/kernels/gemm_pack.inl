@@ -92,8 +92,11 @@ static void pack_along_with(const Matrix* m, int64_t column, int count, int lane
   for (int64_t block = begin; block < end; block += ALONG_ROWS) {
     const int rows = end - block < ALONG_ROWS ? int(end - block) : int(ALONG_ROWS);
     reader.seek(m, block, rows, column, column + count);
-    for (int lane = 0; lane < lanes; lane += LANES) {
+    const int vectors = (lanes + LANES - 1) / LANES;
+    for (int lane = 0, fetched = 0; lane < lanes; lane += LANES) {
       uint32_t* to = dst + lane / width * next + (block - begin) / STEP * width + lane % width;
+      // The next rows' columns, a few rows at a time: all at once would wait for one another.
+      for (; fetched < (lane / LANES + 1) * ALONG_ROWS / vectors; ++fetched) reader.prefetch_row(m, fetched, count);
       const int stored = lanes - lane < LANES ? lanes - lane : LANES;
       if (lane >= count) {
         for (int r = 0; r < rows; r += STEP) ustore_n(to + r / STEP * width, uzero(), stored);

@@ -116,6 +116,12 @@ LOCALSFT_INLINE void load_floats(const void* data, int64_t index, int count, int
   }
 }
 
+// Brings the cache lines of `bytes` bytes at p nearer; they need not exist.
+LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
+  const uintptr_t stop = (uintptr_t)p + uintptr_t(bytes);
+  for (uintptr_t at = (uintptr_t)p / 64 * 64; at < stop; at += 64) __builtin_prefetch((const void*)at);
+}
+
 // Columns that a reader looks at at a time. On AVX2 decoding 576 in one piece was faster than in two (by floats, which
 // other bits than 4 and 8 still are), and more than that was not; the other ISAs were not measured.
 #if defined(LOCALSFT_KERNELS_avx2)
@@ -138,11 +144,10 @@ struct DenseReader {
       data[r] = r < count ? (const uint8_t*)m->data + ((row + r) * m->stride + begin) * (KIND == Kind::F32 ? 4 : 2)
                           : (const uint8_t*)no_row;
   }
-  // Brings the `columns` columns from `begin` on of the rows that follow these ones nearer.
-  void prefetch_next(const Matrix* m, int64_t columns) const {
-    const int64_t size = KIND == Kind::F32 ? 4 : 2, ahead = COUNT * m->stride * size;
-    for (int r = 0; r < COUNT; ++r)
-      for (int64_t at = 0; at < columns * size; at += 64) __builtin_prefetch(data[r] + ahead + at);
+  // Brings the `columns` columns from `begin` on of the row that lies COUNT rows behind row r nearer.
+  inline __attribute__((always_inline)) void prefetch_row(const Matrix* m, int r, int64_t columns) const {
+    const int64_t size = KIND == Kind::F32 ? 4 : 2;
+    prefetch(data[r] + COUNT * m->stride * size, columns * size);
   }
   // Columns [k, k + n) from `begin` on, of row r, as floats; n > 0 is cut to LANES, lanes beyond it are 0.
   inline __attribute__((always_inline)) vf floats(int r, int64_t k, int64_t n) const {
@@ -209,10 +214,8 @@ struct AffineReader {
       load_floats<KIND>(m->biases, index, used, m->rows * groups, bias[r]);
     }
   }
-  void prefetch_next(const Matrix* m, int64_t columns) const {
-    const int64_t size = columns * bits / 8, ahead = COUNT * m->columns * bits / 8;
-    for (int r = 0; r < COUNT; ++r)
-      for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(data[r] + ahead + at);
+  inline __attribute__((always_inline)) void prefetch_row(const Matrix* m, int r, int64_t columns) const {
+    prefetch(data[r] + COUNT * m->columns * bits / 8, columns * bits / 8);
   }
   inline __attribute__((always_inline)) int group(int64_t k) const { return int((offset + k) >> group_log2); }
   inline __attribute__((always_inline)) const uint8_t* at(int r, int64_t k) const { return data[r] + k * bits / 8; }
