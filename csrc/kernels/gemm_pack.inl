@@ -71,6 +71,8 @@ static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes,
       const int64_t n = end - span < Reader::SPAN ? end - span : int64_t(Reader::SPAN);
       uint32_t* to = dst + piece / width * next + (span - begin) / STEP * width + piece % width;
       reader.seek(m, row + piece, rows < PIECE ? rows : int(PIECE), span, span + n);
+      if (Reader::QUANTIZED)  // from memory, mostly; what is dense here was computed just before
+        for (int r = 0; r < PIECE; ++r) reader.prefetch_row(m, r, n);
       for (int64_t k = 0; k < n; k += STEP * LANES) {
         vu units[PIECE];
 #pragma GCC unroll 8

@@ -134,7 +134,7 @@ static const float no_row[READER_SPAN + 2 * LANES] = {0};
 // Reads COUNT neighbouring rows of a dense matrix; rows that don't exist read as 0.
 template <Kind KIND, int ROWS>
 struct DenseReader {
-  enum { COUNT = ROWS, SPAN = READER_SPAN, SCALED = KIND == Kind::F32 };
+  enum { COUNT = ROWS, SPAN = READER_SPAN, SCALED = KIND == Kind::F32, QUANTIZED = 0 };
   const uint8_t* data[COUNT];  // of the first column
 
   DenseReader(const Matrix*) {}
@@ -164,7 +164,7 @@ struct DenseReader {
 // The same for an affine-quantized matrix, whose columns are read in whole vectors.
 template <int ROWS>
 struct AffineReader {
-  enum { COUNT = ROWS, SPAN = READER_SPAN, GROUPS = SPAN / 16 + 1, SCALED = 0 };
+  enum { COUNT = ROWS, SPAN = READER_SPAN, GROUPS = SPAN / 16 + 1, SCALED = 0, QUANTIZED = 1 };
   const uint8_t*
       data[COUNT];  // where the first column's bits start; UNPACK_READS bytes past the last one's are readable
   int bits, group_log2, offset;  // offset: of the first column in its group
