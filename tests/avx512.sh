@@ -4,15 +4,7 @@
 #
 # .venv/avx512 holds SIMDe (out of its package of this Debian or Ubuntu, fetched by apt-get and not installed: root is not needed), the build
 # and a copy of the tree with it. Exit status 77: nothing was tested, for the reason that is printed.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bin=$PWD/.venv/bin
-here=$PWD/.venv/avx512
-
-skip() {
-  echo "AVX-512 TESTS SKIPPED: $1"
-  exit 77
-}
+. "$(dirname "${BASH_SOURCE[0]}")/elsewhere.sh" AVX-512 avx512
 
 [ "$(uname -sm)" = "Linux x86_64" ] || skip "they are emulated on Linux on x86-64 only; this is $(uname -sm)."
 grep -q -w avx2 /proc/cpuinfo || skip "they are emulated with AVX2, which this processor has not."

@@ -4,15 +4,7 @@
 # .venv/aarch64 gets that Python and its libraries out of arm64 packages of this Debian or Ubuntu (apt-get fetches them, nothing is
 # installed, root is not needed), and wheels for it. The extension lies in localsft/ beside this machine's: its name tells the platform.
 # Exit status 77: nothing was tested, for the reason that is printed.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bin=$PWD/.venv/bin
-here=$PWD/.venv/aarch64
-
-skip() {
-  echo "NEON TESTS SKIPPED: $1"
-  exit 77
-}
+. "$(dirname "${BASH_SOURCE[0]}")/elsewhere.sh" NEON aarch64
 
 case $(uname -m) in
   aarch64 | arm64)

@@ -38,14 +38,18 @@ LOCALSFT_EMULATED_INLINE void store(void* to, uint32_t mask, Vector vector) {
     if (mask >> i & 1) memcpy(static_cast<Lane*>(to) + i, lanes + i, sizeof(Lane));
 }
 
-// Sixteen lanes of one type, as C++ converts them to another.
-template <typename To, typename From, typename ToVector, typename FromVector>
-LOCALSFT_EMULATED_INLINE ToVector convert(FromVector vector) {
+// Sixteen lanes of one type, each made one of another by `function`.
+template <typename To, typename From, typename ToVector, typename FromVector, typename Function>
+LOCALSFT_EMULATED_INLINE ToVector lanes(FromVector vector, Function function) {
   From from[16];
   To to[16];
   memcpy(from, &vector, sizeof from);
-  for (int i = 0; i < 16; ++i) to[i] = To(from[i]);
+  for (int i = 0; i < 16; ++i) to[i] = function(from[i]);
   return as<ToVector>(to);
+}
+template <typename To, typename From, typename ToVector, typename FromVector>
+LOCALSFT_EMULATED_INLINE ToVector convert(FromVector vector) {
+  return lanes<To, From, ToVector>(vector, [](From value) { return To(value); });
 }
 
 LOCALSFT_EMULATED_INLINE __m512 from_f16(__m256i halves) {
@@ -55,38 +59,32 @@ LOCALSFT_EMULATED_INLINE __m512 from_f16(__m256i halves) {
 }
 
 // VCVTNE2PS2BF16 and VCVTNEPS2BF16 (Intel's manual, volume 2): to nearest even, a NaN quiet, a denormal 0.
-LOCALSFT_EMULATED_INLINE uint16_t to_bf16(float value) {
+LOCALSFT_EMULATED_INLINE uint16_t bf16_bits(float value) {
   const uint32_t bits = as<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40);
   if ((bits & 0x7f800000u) == 0) return uint16_t((bits >> 16) & 0x8000);
   return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
-LOCALSFT_EMULATED_INLINE __m256bh to_bf16(__m512 vector) {
-  float from[16];
-  uint16_t to[16];
-  memcpy(from, &vector, sizeof from);
-  for (int i = 0; i < 16; ++i) to[i] = to_bf16(from[i]);
-  return as<__m256bh>(to);
-}
+LOCALSFT_EMULATED_INLINE __m256bh to_bf16(__m512 vector) { return lanes<uint16_t, float, __m256bh>(vector, bf16_bits); }
 LOCALSFT_EMULATED_INLINE __m512bh to_bf16(__m512 high, __m512 low) {
   const __m256bh halves[2] = {to_bf16(low), to_bf16(high)};
   return as<__m512bh>(halves);
 }
 
 // Lane i with lane i + 8, then + 4, + 2, + 1: the compilers' order.
-LOCALSFT_EMULATED_INLINE float sum(__m512 vector) {
+template <typename Function>
+LOCALSFT_EMULATED_INLINE float reduce(__m512 vector, Function function) {
   float v[16];
   memcpy(v, &vector, sizeof v);
   for (int n = 8; n; n /= 2)
-    for (int i = 0; i < n; ++i) v[i] += v[i + n];
+    for (int i = 0; i < n; ++i) v[i] = function(v[i], v[i + n]);
   return v[0];
 }
+LOCALSFT_EMULATED_INLINE float sum(__m512 vector) {
+  return reduce(vector, [](float a, float b) { return a + b; });
+}
 LOCALSFT_EMULATED_INLINE float maximum(__m512 vector) {
-  float v[16];
-  memcpy(v, &vector, sizeof v);
-  for (int n = 8; n; n /= 2)
-    for (int i = 0; i < n; ++i) v[i] = v[i] > v[i + n] ? v[i] : v[i + n];
-  return v[0];
+  return reduce(vector, [](float a, float b) { return a > b ? a : b; });
 }
 
 LOCALSFT_EMULATED_INLINE __m512 shuffle(__m512 a, __m512 b, int order) {
@@ -97,17 +95,10 @@ LOCALSFT_EMULATED_INLINE __m512 shuffle(__m512 a, __m512 b, int order) {
 }
 
 // Of positive normal numbers, which are all that the kernels ask for: the exponent, and the mantissa in [0.75, 1.5).
-LOCALSFT_EMULATED_INLINE __m512 exponent(__m512 vector) {
-  float v[16];
-  memcpy(v, &vector, sizeof v);
-  for (int i = 0; i < 16; ++i) v[i] = logbf(v[i]);
-  return as<__m512>(v);
-}
+LOCALSFT_EMULATED_INLINE __m512 exponent(__m512 vector) { return lanes<float, float, __m512>(vector, logbf); }
 LOCALSFT_EMULATED_INLINE __m512 mantissa(__m512 vector) {
-  uint32_t v[16];
-  memcpy(v, &vector, sizeof v);
-  for (int i = 0; i < 16; ++i) v[i] = (v[i] & 0x7fffffu) | (v[i] & 0x400000u ? 0x3f000000u : 0x3f800000u);
-  return as<__m512>(v);
+  return lanes<uint32_t, uint32_t, __m512>(
+      vector, [](uint32_t bits) { return (bits & 0x7fffffu) | (bits & 0x400000u ? 0x3f000000u : 0x3f800000u); });
 }
 
 }  // namespace emulated
