@@ -10,8 +10,8 @@ namespace {
 // Columns of a task at most: so often is a row tile used when it has come from memory.
 constexpr int64_t kMostColumns = 192;
 
-// With so many rows a task is long: what a thread waits for another at the end is little beside packing panels twice.
-constexpr int64_t kManyRows = 512;
+// More tasks would make a thread wait less for another at the end, and pack more panels twice.
+constexpr int64_t kTasksPerThread = 3;
 
 // A part of a product that one thread computes: some neighbouring panels, a part of the row tiles of every row set.
 struct Task {
@@ -172,8 +172,8 @@ void multiply(Context& ctx, const std::vector<Product>& products) {
   // whole number of quantization groups. Where the panels are few, parts of the rows make more tasks; each packs its
   // own panels.
   const auto parts_of = [&](int64_t rows) {
-    const int64_t tasks_wanted = (rows >= kManyRows ? 3 : 4) * threads;
-    const int64_t wanted = threads == 1 ? 1 : ceil_div(tasks_wanted, ceil_div(std::max<int64_t>(all_panels, 1), 2));
+    const int64_t pairs = ceil_div(std::max<int64_t>(all_panels, 1), 2);
+    const int64_t wanted = threads == 1 ? 1 : ceil_div(kTasksPerThread * threads, pairs);
     return std::clamp<int64_t>(rows / 64, 1, wanted);
   };
   std::vector<Task> tasks;

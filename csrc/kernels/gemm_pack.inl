@@ -71,9 +71,14 @@ static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes,
       const int64_t n = end - span < Reader::SPAN ? end - span : int64_t(Reader::SPAN);
       uint32_t* to = dst + piece / width * next + (span - begin) / STEP * width + piece % width;
       reader.seek(m, row + piece, rows < PIECE ? rows : int(PIECE), span, span + n);
-      if (Reader::QUANTIZED)  // from memory, mostly; what is dense here was computed just before
-        for (int r = 0; r < PIECE; ++r) reader.prefetch_row(m, r, n);
+      // The next PIECE rows are fetched meanwhile, evenly: all at once would wait for one another. Quantized ones,
+      // which come from memory, mostly; what is dense here was computed just before.
+      const int64_t turns = (n + STEP * LANES - 1) / (STEP * LANES);
+      int64_t due = 0;
+      int fetched = 0;
       for (int64_t k = 0; k < n; k += STEP * LANES) {
+        if (Reader::QUANTIZED)
+          for (due += PIECE; due >= turns; due -= turns) reader.prefetch_row(m, fetched++, n);
         vu units[PIECE];
 #pragma GCC unroll 8
         for (int r = 0; r < PIECE; ++r) units[r] = row_units(reader, r, k, n - k, factor);
@@ -86,6 +91,13 @@ static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes,
 // Rows that are read together while packing along them: what their scales and pointers take stays in the nearest cache.
 enum { ALONG_ROWS = 16 };
 
+// Fetches columns of the ALONG_ROWS rows behind those that are read now, a few rows in each of `parts` parts.
+template <typename Reader>
+LOCALSFT_INLINE void fetch_next_rows(const Reader& reader, const Matrix* m, int64_t columns, int part, int parts) {
+  const int end = (part + 1) * ALONG_ROWS / parts;
+  for (int r = part * ALONG_ROWS / parts; r < end; ++r) reader.prefetch_row(m, r, columns);
+}
+
 template <typename Reader>
 static void pack_along_with(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end,
                             float scale, int width, uint32_t* dst, int64_t next) {
@@ -95,10 +107,9 @@ static void pack_along_with(const Matrix* m, int64_t column, int count, int lane
     const int rows = end - block < ALONG_ROWS ? int(end - block) : int(ALONG_ROWS);
     reader.seek(m, block, rows, column, column + count);
     const int vectors = (lanes + LANES - 1) / LANES;
-    for (int lane = 0, fetched = 0; lane < lanes; lane += LANES) {
+    for (int lane = 0; lane < lanes; lane += LANES) {
       uint32_t* to = dst + lane / width * next + (block - begin) / STEP * width + lane % width;
-      // The next rows' columns, a few rows at a time: all at once would wait for one another.
-      for (; fetched < (lane / LANES + 1) * ALONG_ROWS / vectors; ++fetched) reader.prefetch_row(m, fetched, count);
+      fetch_next_rows(reader, m, count, lane / LANES, vectors);
       const int stored = lanes - lane < LANES ? lanes - lane : LANES;
       if (lane >= count) {
         for (int r = 0; r < rows; r += STEP) ustore_n(to + r / STEP * width, uzero(), stored);
@@ -123,6 +134,7 @@ static void pack_along_table(const Matrix* m, int64_t column, int count, int64_t
     reader.seek(m, block, rows, column, column + count);
     for (int lane = 0; lane < count; lane += 2 * LANES) {
       uint32_t* to = dst + (block - begin) / STEP * width;
+      fetch_next_rows(reader, m, count, lane / (2 * LANES), count / (2 * LANES));
       uint32_t* first = to + lane / width * next + lane % width;
       uint32_t* second = to + (lane + LANES) / width * next + (lane + LANES) % width;
       for (int r = 0; r < rows; r += STEP, first += width, second += width) {

@@ -8,13 +8,13 @@
 //   CHUNK       steps of the reduction that are multiplied at a time
 //   BLOCK_ROWS  rows that one panel of a chunk meets before the next panel
 //
-// Where a step of the tile takes as long as reading its columns of the panel from L2 (AVX-512), all panels of a task
-// meet a row tile in turn. Where it does not (a narrow tile: 96 bytes every 6 cycles on AVX2), a panel of a chunk must
-// fit into half of L1, and stays there while some rows pass by, which then come from L2.
+// A panel of a chunk meets BLOCK_ROWS rows in one call, which then come from L2. On AVX2, whose narrow tile wants 96
+// bytes of the panel every 6 cycles, a panel must fit into L1 and stay there; on AVX-512 a step takes as long as
+// reading its columns from L2. On NEON (never timed) all panels of a task meet a row tile in turn.
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
 
-enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 8 };
+enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 128 };
 typedef __m512i vu;
 LOCALSFT_INLINE vu uload(const uint32_t* p) { return _mm512_loadu_si512(p); }
 LOCALSFT_INLINE void ustore(uint32_t* p, vu x) { _mm512_storeu_si512(p, x); }
@@ -44,7 +44,7 @@ LOCALSFT_INLINE vu uinterleave_bf16(const uint16_t* even, const uint16_t* odd, i
 #else  // a unit is a float
 
 #if defined(LOCALSFT_KERNELS_avx512)
-enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 8 };
+enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 128 };
 #elif defined(LOCALSFT_KERNELS_avx2)
 enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 16, CHUNK = 256, BLOCK_ROWS = 128 };
 #elif defined(LOCALSFT_KERNELS_neon)
