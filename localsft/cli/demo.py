@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localsft.cli.command import ExampleCommand
-from localsft.cli.output import console, say, visible, write_json
+from localsft.cli.output import console, program, say, visible, write_json
 
 if TYPE_CHECKING:
     from localsft.answer import Answer
@@ -67,7 +67,7 @@ def command(as_json: bool, **values: str | None) -> None:
     after = answer(model, trainer.engine, prompts, Sampling(max_tokens=LONGEST))
     show(questions, before, after, document)
     say(summary(document))
-    say(f"ask it yourself: localsft generate --adapter {run.path} --messages {keep_question(questions[0], run)}")
+    say(f"ask it yourself: {program()} generate --adapter {run.path} --messages {keep_question(questions[0], run)}")
     if as_json:
         answers = [
             {"question": question.text, "base": base.text, "tuned": tuned.text, "written": question.written}

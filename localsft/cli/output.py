@@ -29,6 +29,15 @@ def say(text: str = "") -> None:
     click.echo(text, err=True)
 
 
+def program() -> str:
+    """What a person types to call this program: its name where the shell finds it, else the way it was called."""
+    import shutil
+
+    if shutil.which("localsft"):
+        return "localsft"
+    return sys.argv[0] if os.path.basename(sys.argv[0]) == "localsft" else f"{sys.executable} -m localsft"
+
+
 def console() -> Console:
     """stderr with colour and width, plain off a terminal or with NO_COLOR."""
     from rich.console import Console

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from localsft.cli.output import megabytes, visible
+from localsft.cli.output import megabytes, program, visible
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,14 @@ def test_control_characters_are_shown_not_obeyed(text: str, shown: str) -> None:
 
 def test_sizes_for_people() -> None:
     assert [megabytes(n) for n in (98_362_432, 1_250_000_000)] == ["98 MB", "1.2 GB"]
+
+
+def test_the_program_is_named_so_that_it_can_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [".venv/bin/localsft", "demo"])
+    assert program() == ".venv/bin/localsft"
+    monkeypatch.setattr(sys, "argv", ["/x/localsft/__main__.py", "demo"])
+    assert program() == f"{sys.executable} -m localsft"
+    (tmp_path / "localsft").write_text("#!/bin/sh\n")
+    (tmp_path / "localsft").chmod(0o755)
+    assert program() == "localsft"
