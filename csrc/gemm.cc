@@ -86,7 +86,7 @@ struct Part {
   float* sums;          // ((last - first)·tile_rows, width), or null
 };
 
-// One chunk: the panels, each of which stays in the nearest cache, times the row tiles, block_rows at a time.
+// One chunk: the panels times the row tiles, block_rows at a time.
 void multiply_chunk(Context& ctx, const Task& task, const Part& part, const std::vector<Stretch>& chunk,
                     bool first_chunk, bool last_chunk, const uint32_t* panels, int64_t next) {
   const auto& g = ctx.kernels.gemm;

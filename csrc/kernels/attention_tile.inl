@@ -27,9 +27,6 @@ enum { TILE_ROWS = 8, PAIR_ROWS = 4, SUM_ROWS = 4, SUM_VECTORS = 4 };
 #endif
 enum { PANEL_VECTORS = 3, PANEL = PANEL_VECTORS * LANES };  // query rows side by side in the lanes
 
-// Members are always inlined: an object of an ISA has no symbols that another could share.
-#define LOCALSFT_MEMBER __attribute__((always_inline)) inline
-
 // Unrolled whole, so that an array of vectors indexed by the loop stays in registers.
 #if defined(__clang__)
 #define LOCALSFT_UNROLL _Pragma("unroll")

@@ -27,7 +27,7 @@ struct Word<4> {
     return _mm512_loadu_si512(values);
   }
   template <int STEP>
-  inline __attribute__((always_inline)) __m512bh step(__m512i word) const {
+  LOCALSFT_MEMBER __m512bh step(__m512i word) const {
     return as_bf16(_mm512_permutexvar_epi16(STEP ? _mm512_srli_epi16(word, 4 * STEP) : word, table));
   }
   static __m256i order() { return _mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15); }
@@ -38,7 +38,7 @@ template <>
 struct Word<8> {
   enum { COLUMNS = 4, STEPS = 2 };
   template <int STEP>
-  inline __attribute__((always_inline)) __m512bh step(__m512i word) const {
+  LOCALSFT_MEMBER __m512bh step(__m512i word) const {
     // An integer of 8 bits as a float has nothing beyond the bits of a bfloat16.
     const __m512i byte = _mm512_set1_epi32(0xff);
     const __m512 low = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(word, 8 * STEP), byte));

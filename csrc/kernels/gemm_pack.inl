@@ -60,6 +60,24 @@ LOCALSFT_INLINE void store_steps(const vu units[PIECE], uint32_t* dst, int64_t w
   for (int64_t s = 0; s < steps; ++s) memcpy(dst + s * width, copy + s * PIECE, PIECE * 4);
 }
 
+// Fetches `columns` columns of the rows behind those that a reader reads now, evenly over so many turns: all at once
+// would wait for one another.
+template <typename Reader>
+class RowsAhead {
+ public:
+  LOCALSFT_MEMBER RowsAhead(const Reader& reader, const Matrix* m, int64_t columns, int64_t turns)
+      : reader_(reader), m_(m), columns_(columns), turns_(turns) {}
+  LOCALSFT_MEMBER void fetch() {
+    for (due_ += Reader::COUNT; due_ >= turns_; due_ -= turns_) reader_.prefetch_row(m_, row_++, columns_);
+  }
+
+ private:
+  const Reader& reader_;
+  const Matrix* m_;
+  int64_t columns_, turns_, due_ = 0;
+  int row_ = 0;
+};
+
 template <typename Reader>
 static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes, int64_t begin, int64_t end,
                              float scale, int width, uint32_t* dst, int64_t next) {
@@ -71,14 +89,9 @@ static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes,
       const int64_t n = end - span < Reader::SPAN ? end - span : int64_t(Reader::SPAN);
       uint32_t* to = dst + piece / width * next + (span - begin) / STEP * width + piece % width;
       reader.seek(m, row + piece, rows < PIECE ? rows : int(PIECE), span, span + n);
-      // The next PIECE rows are fetched meanwhile, evenly: all at once would wait for one another. Quantized ones,
-      // which come from memory, mostly; what is dense here was computed just before.
-      const int64_t turns = (n + STEP * LANES - 1) / (STEP * LANES);
-      int64_t due = 0;
-      int fetched = 0;
+      RowsAhead<Reader> ahead(reader, m, n, (n + STEP * LANES - 1) / (STEP * LANES));
       for (int64_t k = 0; k < n; k += STEP * LANES) {
-        if (Reader::QUANTIZED)
-          for (due += PIECE; due >= turns; due -= turns) reader.prefetch_row(m, fetched++, n);
+        if (Reader::QUANTIZED) ahead.fetch();  // from memory, mostly; what is dense here was computed just before
         vu units[PIECE];
 #pragma GCC unroll 8
         for (int r = 0; r < PIECE; ++r) units[r] = row_units(reader, r, k, n - k, factor);
@@ -91,13 +104,6 @@ static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes,
 // Rows that are read together while packing along them: what their scales and pointers take stays in the nearest cache.
 enum { ALONG_ROWS = 16 };
 
-// Fetches columns of the ALONG_ROWS rows behind those that are read now, a few rows in each of `parts` parts.
-template <typename Reader>
-LOCALSFT_INLINE void fetch_next_rows(const Reader& reader, const Matrix* m, int64_t columns, int part, int parts) {
-  const int end = (part + 1) * ALONG_ROWS / parts;
-  for (int r = part * ALONG_ROWS / parts; r < end; ++r) reader.prefetch_row(m, r, columns);
-}
-
 template <typename Reader>
 static void pack_along_with(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end,
                             float scale, int width, uint32_t* dst, int64_t next) {
@@ -106,10 +112,10 @@ static void pack_along_with(const Matrix* m, int64_t column, int count, int lane
   for (int64_t block = begin; block < end; block += ALONG_ROWS) {
     const int rows = end - block < ALONG_ROWS ? int(end - block) : int(ALONG_ROWS);
     reader.seek(m, block, rows, column, column + count);
-    const int vectors = (lanes + LANES - 1) / LANES;
+    RowsAhead<Reader> ahead(reader, m, count, (lanes + LANES - 1) / LANES);
     for (int lane = 0; lane < lanes; lane += LANES) {
       uint32_t* to = dst + lane / width * next + (block - begin) / STEP * width + lane % width;
-      fetch_next_rows(reader, m, count, lane / LANES, vectors);
+      ahead.fetch();
       const int stored = lanes - lane < LANES ? lanes - lane : LANES;
       if (lane >= count) {
         for (int r = 0; r < rows; r += STEP) ustore_n(to + r / STEP * width, uzero(), stored);
@@ -132,9 +138,10 @@ static void pack_along_table(const Matrix* m, int64_t column, int count, int64_t
   for (int64_t block = begin; block < end; block += ALONG_ROWS) {
     const int rows = end - block < ALONG_ROWS ? int(end - block) : int(ALONG_ROWS);
     reader.seek(m, block, rows, column, column + count);
+    RowsAhead<TableReader<ALONG_ROWS, Order::PAIR>> ahead(reader, m, count, count / (2 * LANES));
     for (int lane = 0; lane < count; lane += 2 * LANES) {
       uint32_t* to = dst + (block - begin) / STEP * width;
-      fetch_next_rows(reader, m, count, lane / (2 * LANES), count / (2 * LANES));
+      ahead.fetch();
       uint32_t* first = to + lane / width * next + lane % width;
       uint32_t* second = to + (lane + LANES) / width * next + (lane + LANES) % width;
       for (int r = 0; r < rows; r += STEP, first += width, second += width) {

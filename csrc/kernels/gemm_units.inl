@@ -10,7 +10,7 @@
 //
 // A panel of a chunk meets BLOCK_ROWS rows in one call, which then come from L2. On AVX2, whose narrow tile wants 96
 // bytes of the panel every 6 cycles, a panel must fit into L1 and stay there; on AVX-512 a step takes as long as
-// reading its columns from L2. On NEON (never timed) all panels of a task meet a row tile in turn.
+// reading its columns from L2. Where it was never timed, all panels of a task meet a row tile in turn.
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
 

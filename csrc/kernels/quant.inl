@@ -139,18 +139,18 @@ struct DenseReader {
 
   DenseReader(const Matrix*) {}
   // Rows [row, row + count) and columns [begin, end), at most SPAN of them.
-  inline __attribute__((always_inline)) void seek(const Matrix* m, int64_t row, int count, int64_t begin, int64_t) {
+  LOCALSFT_MEMBER void seek(const Matrix* m, int64_t row, int count, int64_t begin, int64_t) {
     for (int r = 0; r < COUNT; ++r)
       data[r] = r < count ? (const uint8_t*)m->data + ((row + r) * m->stride + begin) * (KIND == Kind::F32 ? 4 : 2)
                           : (const uint8_t*)no_row;
   }
   // Brings the `columns` columns from `begin` on of the row that lies COUNT rows behind row r nearer.
-  inline __attribute__((always_inline)) void prefetch_row(const Matrix* m, int r, int64_t columns) const {
+  LOCALSFT_MEMBER void prefetch_row(const Matrix* m, int r, int64_t columns) const {
     const int64_t size = KIND == Kind::F32 ? 4 : 2;
     prefetch(data[r] + COUNT * m->stride * size, columns * size);
   }
   // Columns [k, k + n) from `begin` on, of row r, as floats; n > 0 is cut to LANES, lanes beyond it are 0.
-  inline __attribute__((always_inline)) vf floats(int r, int64_t k, int64_t n) const {
+  LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t n) const {
     if (KIND == Kind::F32) {
       const float* p = (const float*)data[r] + k;
       return n >= LANES ? vload(p) : vload_n(p, int(n));
@@ -174,7 +174,7 @@ struct AffineReader {
 
   AffineReader(const Matrix* m) : bits(m->bits), group_log2(m->group_log2), unpack(make_unpack(m->bits)) {}
   // `begin` is a multiple of LANES.
-  inline __attribute__((always_inline)) void seek(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
+  LOCALSFT_MEMBER void seek(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
     const int64_t row_bytes = m->columns * bits / 8, size = ((end - begin) * bits + 7) / 8;
     const uint8_t* first = (const uint8_t*)m->data + row * row_bytes + begin * bits / 8;
     const uint8_t* stop = (const uint8_t*)m->data + m->rows * row_bytes;
@@ -203,8 +203,7 @@ struct AffineReader {
     }
   }
   template <Kind KIND>
-  inline __attribute__((always_inline)) void seek_scales(const Matrix* m, int64_t row, int count, int64_t begin,
-                                                         int64_t end) {
+  LOCALSFT_MEMBER void seek_scales(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
     const int64_t groups = m->columns >> group_log2, first = begin >> group_log2;
     const int used = int(((end - 1) >> group_log2) + 1 - first);
     offset = int(begin - (first << group_log2));
@@ -214,12 +213,12 @@ struct AffineReader {
       load_floats<KIND>(m->biases, index, used, m->rows * groups, bias[r]);
     }
   }
-  inline __attribute__((always_inline)) void prefetch_row(const Matrix* m, int r, int64_t columns) const {
+  LOCALSFT_MEMBER void prefetch_row(const Matrix* m, int r, int64_t columns) const {
     prefetch(data[r] + COUNT * m->columns * bits / 8, columns * bits / 8);
   }
-  inline __attribute__((always_inline)) int group(int64_t k) const { return int((offset + k) >> group_log2); }
-  inline __attribute__((always_inline)) const uint8_t* at(int r, int64_t k) const { return data[r] + k * bits / 8; }
-  inline __attribute__((always_inline)) vf floats(int r, int64_t k, int64_t) const {
+  LOCALSFT_MEMBER int group(int64_t k) const { return int((offset + k) >> group_log2); }
+  LOCALSFT_MEMBER const uint8_t* at(int r, int64_t k) const { return data[r] + k * bits / 8; }
+  LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t) const {
     const int g = group(k);
     return vfma(vset(scale[r][g]), unpack_vector(unpack, at(r, k), k), vset(bias[r][g]));
   }
@@ -229,7 +228,7 @@ struct AffineReader {
 template <int ROWS, int BITS>
 struct BitsReader : AffineReader<ROWS> {
   BitsReader(const Matrix* m) : AffineReader<ROWS>(m) {}
-  inline __attribute__((always_inline)) vf floats(int r, int64_t k, int64_t) const {
+  LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t) const {
     const uint64_t g = uint64_t(this->offset + k) >> this->group_log2;
     const vf q = unpack_values<BITS>(this->unpack, this->data[r] + uint64_t(k) * BITS / 8, k);
     return vfma(vset(this->scale[r][g]), q, vset(this->bias[r][g]));

@@ -33,7 +33,7 @@ struct TableReader : AffineReader<ROWS> {
   }
 
   // Columns [k, k + 32) of row r, k a multiple of 32 in the matrix, as bfloat16.
-  inline __attribute__((always_inline)) __m512i lookup(int r, int64_t k) const {
+  LOCALSFT_MEMBER __m512i lookup(int r, int64_t k) const {
     const int g = this->group(k);
     const vf scale = vset(this->scale[r][g]), bias = vset(this->bias[r][g]), entries = vfma(scale, low, bias);
     const uint8_t* p = this->at(r, k);

@@ -16,6 +16,8 @@
 #endif
 
 #define LOCALSFT_INLINE static inline __attribute__((always_inline, unused))
+// Members are always inlined: an object of an ISA has no symbols that another could share.
+#define LOCALSFT_MEMBER inline __attribute__((always_inline))
 
 namespace localsft {
 namespace kernels {
