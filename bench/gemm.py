@@ -98,7 +98,7 @@ def measure(isa: str, M: int, K: int, N: int, other: Torch | None, threads: int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", help="an interpreter that can import torch; without it only our side is measured")
-    parser.add_argument("--isa", nargs="+", default=_core.available_isas()[::-1][:1])
+    parser.add_argument("--isa", nargs="+", default=[_core.fastest_isa()])
     parser.add_argument("--rows", nargs="+", type=int, default=[1024])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2.0, help="of measuring, for each shape")

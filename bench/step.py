@@ -77,9 +77,10 @@ def main() -> None:
     config = model.base.config
     if a.data:
         examples = load_examples(resolve({"data.path": str(a.data)}), model).train[: a.batch]
-        (batch,) = pack_step(examples, 1 << 20, pack=True, share_prefix=True)
+        batches = pack_step(examples, 1 << 20, pack=True, share_prefix=True)
     else:
-        batch = dense(a.sequences, a.length, config.vocab_size)
+        batches = [dense(a.sequences, a.length, config.vocab_size)]
+    tokens, targets = sum(b.n_tokens for b in batches), sum(b.n_targets for b in batches)
 
     def engine_of(threads: int) -> tuple[CpuEngine, TimedOps]:
         ops = TimedOps(a.isa, threads)
@@ -97,21 +98,21 @@ def main() -> None:
         for threads, (engine, ops) in sides.items():
             ops.timing = round_ > 0 and threads == a.threads
             started = time.perf_counter()
-            losses[threads].append(engine.accumulate(batch).loss)
+            losses[threads] += [engine.accumulate(batch).loss for batch in batches]
             engine.step(1e-3)
             if round_:
                 times[threads].append(time.perf_counter() - started)
             ops.timing = False
             if round_ and a.one_thread and threads == a.threads:
                 peaks.append(ops.peak_flops() / sides[1][1].peak_flops())
-        rates.append(product_rate(sides[a.threads][0], min(batch.n_tokens, 1024)))
+        rates.append(product_rate(sides[a.threads][0], min(tokens, 1024)))
     engine, ops = sides[a.threads]
     seconds, rate = statistics.median(times[a.threads]), statistics.median(rates)
-    flops = step_flops(config, batch.n_tokens, np.unique(batch.target_rows).size, batch.n_targets)
+    flops = sum(step_flops(config, b.n_tokens, np.unique(b.target_rows).size, b.n_targets) for b in batches)
     mean = {name: total / a.rounds for name, total in sorted(ops.seconds.items(), key=lambda item: -item[1])}
     report: dict[str, Any] = {
-        "isa": engine.info.isa, "threads": a.threads, "tokens": batch.n_tokens, "targets": batch.n_targets, "seconds": seconds,
-        "tokens_per_second": batch.n_tokens / seconds, "product_gflops": rate / 1e9, "peak_gflops": ops.peak_flops() / 1e9,
+        "isa": engine.info.isa, "threads": a.threads, "tokens": tokens, "targets": targets, "seconds": seconds,
+        "tokens_per_second": tokens / seconds, "product_gflops": rate / 1e9, "peak_gflops": ops.peak_flops() / 1e9,
         "share_of_product_rate": flops / seconds / rate, "peak_memory_mb": peak_memory_mb(),
         "seconds_by_operation": {name: round(s, 4) for name, s in mean.items() if s > 5e-5},
         "seconds_between_operations": round(statistics.mean(times[a.threads]) - sum(mean.values()), 4),

@@ -21,7 +21,17 @@ using Array = py::array_t<T, py::array::c_style>;
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The CPU kernels of localsft.";
   m.def("available_isas", &localsft::available_isas,
-        "ISAs that this build has and this machine can run, slowest first.");
+        "ISAs that this build has and this machine can run, oldest first.");
+  m.def(
+      "isa_rates",
+      [] {
+        py::dict rates;
+        for (const auto& rate : localsft::isa_rates()) rates[rate.isa.c_str()] = rate.flops;
+        return rates;
+      },
+      "FLOP/s of each available ISA's register tile on one thread, measured once in a process.");
+  m.def("fastest_isa", &localsft::fastest_isa,
+        "The ISA of a Context that is given none, where LOCALSFT_ISA is not set.");
 
   py::class_<Context>(m, "Context", "The kernels of one ISA and a pool of threads.")
       .def(py::init([](const std::string& isa, int threads) {

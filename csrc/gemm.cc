@@ -202,7 +202,7 @@ double peak_flops(Context& ctx) {
     const auto start = std::chrono::steady_clock::now();
     ctx.pool.run(4 * ctx.pool.size(), [&](int64_t, int) { sink = g.peak(kSteps); });
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, 2.0 * g.step * g.tile_rows * g.panel * double(kSteps) * 4 * ctx.pool.size() / seconds);
+    best = std::max(best, kernels::step_flops(g) * double(kSteps) * 4 * ctx.pool.size() / seconds);
   }
   return best;
 }

@@ -35,6 +35,7 @@ def examine() -> dict[str, Any]:
         "cores": f"{psutil.cpu_count(logical=False)} physical, {psutil.cpu_count()} logical",
         "threads_used": physical_cores(),
         "kernels": kernels,
+        "gflops": _rates(),
         "kernel_used": isa,
         "memory_bytes": memory.total,
         "memory_free_bytes": memory.available,
@@ -56,6 +57,15 @@ def _kernels(problems: list[str]) -> tuple[list[str], str]:
     except (RuntimeError, ValueError) as error:
         problems.append(f"LOCALSFT_ISA={os.environ.get('LOCALSFT_ISA', '')}: {error}")
         return _core.available_isas(), ""
+
+
+def _rates() -> dict[str, int]:
+    """GFLOP/s of each set of kernels on one thread, on registers alone: why ``kernel_used`` is what it is."""
+    try:
+        from localsft import _core
+    except ImportError:
+        return {}
+    return {isa: round(rate / 1e9) for isa, rate in _core.isa_rates().items()}
 
 
 def _free_space(cache: Path, problems: list[str]) -> int:

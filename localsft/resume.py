@@ -44,7 +44,8 @@ def resume_trainer(
     checkpoint, skipped = newest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise InputError(f"{run.path} has no valid checkpoint to go on from; start a new run" + "".join(f" ({why})" for why in skipped))
-    engine, config, _ = open_fitting(config, model, count_work(examples.train, examples.valid, config), cache)
+    work = count_work(examples.train, examples.valid, config)
+    engine, config, _ = open_fitting(config, model, work, cache, resumed_isa=info.get("engine", {}).get("isa", ""))
     trainer = Trainer(engine, config, examples.train, examples.valid, run, model.ref, team=team)
     trainer.resume(checkpoint)
     if trainer.totals.step >= trainer.plan.steps:

@@ -140,7 +140,9 @@ def _hash(example: Example) -> bytes:
     return xxhash.xxh3_128_digest(example.token_ids.tobytes() + np.asarray(example.target_weights, np.float32).tobytes())
 
 
-def open_fitting(config: TrainConfig, model: LoadedModel, work: Work, cache: Path | None) -> tuple[Engine, TrainConfig, Fit]:
+def open_fitting(
+    config: TrainConfig, model: LoadedModel, work: Work, cache: Path | None, resumed_isa: str = ""
+) -> tuple[Engine, TrainConfig, Fit]:
     """The engine, and the configuration with packs that fit the machine's free memory. Raises Refused where none do."""
 
     def opened(recompute: bool) -> Engine:
@@ -153,6 +155,7 @@ def open_fitting(config: TrainConfig, model: LoadedModel, work: Work, cache: Pat
             threads=config.threads,
             cache=cache,
             checkpoint=recompute,
+            resumed_isa=resumed_isa,
         )
 
     engine = opened(False)

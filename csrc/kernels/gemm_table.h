@@ -97,5 +97,8 @@ struct GemmTable {
                 int64_t columns, float scale, float* out, int64_t out_stride);
 };
 
+// Floating-point operations of a step of a full tile.
+static inline double step_flops(const GemmTable& g) { return 2.0 * g.step * g.tile_rows * g.panel; }
+
 }  // namespace kernels
 }  // namespace localsft

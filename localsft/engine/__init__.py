@@ -59,21 +59,23 @@ def open_engine(
     checkpoint: bool = False,
     cache: Path | None = None,
     exact: bool = False,
+    resumed_isa: str = "",
 ) -> Engine:
     """The engine ``auto``, ``cpu`` or ``mlx`` over a loaded base, its adapter at its start (A random from ``seed``, B zero).
 
     ``checkpoint`` recomputes layers to save memory. ``cache`` is a folder where the cpu engine may keep what frozen layers
     below the adapted ones put out, so that later epochs skip them. ``exact`` is for holding other programs against: activations stay
-    float32 where the cpu engine would round them to bfloat16; the mlx engine computes in the base's type either way.
+    float32 where the cpu engine would round them to bfloat16; the mlx engine computes in the base's type either way. ``resumed_isa``:
+    the kernels that the run was begun with, which the cpu engine goes on with where it can, for the same bits.
 
     Raises MissingPart where an engine's packages are not installed, InputError for a base that it can't run.
     """
     chosen = choose_engine(name)
     if chosen == "cpu":
         from localsft.engine.cpu.engine import CpuEngine
-        from localsft.engine.cpu.ops import Ops, float32_isa
+        from localsft.engine.cpu.ops import Ops, float32_isa, kept_isa
 
-        ops = Ops(float32_isa() if exact else "", threads or physical_cores())
+        ops = Ops(float32_isa() if exact else kept_isa(resumed_isa), threads or physical_cores())
         engine = CpuEngine(base, lora, optim, ops, seed=seed, checkpoint=checkpoint)
         if cache is not None:
             engine.keep_frozen(cache)

@@ -103,6 +103,7 @@ def test_doctor_reports_and_finds_a_folder_that_can_not_be_written(localsft: Loc
     report = json.loads(localsft("doctor", "--json").stdout)
     assert report["problems"] == []
     assert report["kernel_used"] in report["kernels"]
+    assert list(report["gflops"]) == report["kernels"]
     (tmp_path / "file").write_text("")
     result = localsft("doctor", "--json", LOCALSFT_HOME=str(tmp_path / "file" / "home"))
     assert result.returncode == 1

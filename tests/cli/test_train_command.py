@@ -135,8 +135,9 @@ def test_the_first_signal_writes_a_checkpoint_and_ends_with_130(work: Path, numb
     assert err.endswith("to go on: localsft resume run\n")
 
 
-def test_a_resumed_run_ends_as_if_it_had_never_stopped(localsft: Localsft, work: Path) -> None:
-    whole = localsft("train", "data", *FLAGS, "--epochs", "2", "--save-every", "2", "--out", "whole")
+@pytest.mark.parametrize("isa", ["", "baseline"])
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(localsft: Localsft, work: Path, isa: str) -> None:
+    whole = localsft("train", "data", *FLAGS, "--epochs", "2", "--save-every", "2", "--out", "whole", LOCALSFT_ISA=isa)
     assert whole.returncode == 0, whole.stderr
     shutil.copytree(work / "whole", work / "cut")
     shutil.rmtree(work / "cut" / "checkpoints" / "step-0000006")
@@ -145,6 +146,7 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(localsft: Localsft, work:
     result = localsft("resume", "cut")
     assert result.returncode == 0, result.stderr
     assert "run cut: steps 5 to 6" in result.stderr
+    assert f"cpu engine ({isa}" in result.stderr
     for name in ("adapter/adapters.safetensors", "checkpoints/step-0000006/optimizer.safetensors"):
         assert (work / "cut" / name).read_bytes() == (work / "whole" / name).read_bytes()
 

@@ -29,6 +29,11 @@ def float32_isa() -> str:
     return forced if forced in isas else isas[-1]
 
 
+def kept_isa(recorded: str) -> str:
+    """What a run that was computed with ``recorded`` goes on with: the same where this machine has it and LOCALSFT_ISA names none."""
+    return recorded if recorded in _core.available_isas() and not os.environ.get("LOCALSFT_ISA") else ""
+
+
 class Ops:
     """The operations of ``_core`` with their context as first argument already given.
 
@@ -71,5 +76,5 @@ class Ops:
 
 
 def available_isas() -> list[str]:
-    """ISAs that this build has and this machine can run, slowest first."""
+    """ISAs that this build has and this machine can run, oldest first."""
     return list(_core.available_isas())
