@@ -65,9 +65,9 @@ static void decode_groups(const AffineReader<R>& reader, const float* x, int64_t
   int64_t stop = size - reader.offset;  // where the group ends
   for (int64_t k = 0, g = 0; k < columns; ++g, stop += size) {
     if (stop > columns) stop = columns;
-    vf scale[R], bias[R];
+    GroupValues<BITS> values[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) scale[r] = vset(reader.scale[r][g]), bias[r] = vset(reader.bias[r][g]);
+    for (int r = 0; r < R; ++r) values[r] = GroupValues<BITS>(reader.scale[r][g], reader.bias[r][g]);
     for (; k < stop; k += LANES) {
       const uint64_t at = uint64_t(k) * bits / 8;
       vf input[M];
@@ -75,7 +75,7 @@ static void decode_groups(const AffineReader<R>& reader, const float* x, int64_t
       for (int i = 0; i < M; ++i) input[i] = vload(x + i * x_stride + k);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const vf row = vfma(scale[r], unpack_values<BITS>(unpack, reader.data[r] + at, k), bias[r]);
+        const vf row = values[r].at(unpack, reader.data[r] + at, k);
 #pragma GCC unroll 4
         for (int i = 0; i < M; ++i) kept[r][i] = vfma(row, input[i], kept[r][i]);
       }
@@ -170,39 +170,40 @@ static void decode_tiles(const float* w, int64_t w_stride, const float* x, int64
   }
 }
 
-// to (R, stride) = the reader's rows over `columns` columns of its span.
+// to = row r of the reader over `columns` columns of its span.
 template <Kind KIND, int R>
-static void decode_read(const DenseReader<KIND, R>& reader, int64_t columns, float* to, int64_t stride) {
-  for (int r = 0; r < R; ++r)
-    for (int64_t k = 0; k < columns; k += LANES) vstore(to + r * stride + k, reader.floats(r, k, columns - k));
+static void decode_read(const DenseReader<KIND, R>& reader, int r, int64_t columns, float* to) {
+  for (int64_t k = 0; k < columns; k += LANES) vstore(to + k, reader.floats(r, k, columns - k));
 }
 
 template <int BITS, int R>
-static void decode_read_groups(const AffineReader<R>& reader, int64_t columns, float* to, int64_t stride) {
+static void decode_read_groups(const AffineReader<R>& reader, int r, int64_t columns, float* to) {
   const Unpack unpack = reader.unpack;
   const uint64_t bits = BITS ? BITS : reader.bits;
   const int64_t size = int64_t(1) << reader.group_log2;
-  for (int r = 0; r < R; ++r, to += stride) {
-    const uint8_t* data = reader.data[r];
-    int64_t stop = size - reader.offset;  // where the group ends
-    for (int64_t k = 0, g = 0; k < columns; ++g, stop += size) {
-      if (stop > columns) stop = columns;
-      const vf scale = vset(reader.scale[r][g]), bias = vset(reader.bias[r][g]);
-      for (; k < stop; k += LANES)
-        vstore(to + k, vfma(scale, unpack_values<BITS>(unpack, data + uint64_t(k) * bits / 8, k), bias));
+  const uint8_t* data = reader.data[r];
+  int64_t stop = size - reader.offset;  // where the group ends
+  for (int64_t k = 0, g = 0; k < columns; ++g, stop += size) {
+    if (stop > columns) stop = columns;
+    const GroupValues<BITS> values(reader.scale[r][g], reader.bias[r][g]);
+    for (; k + 2 * LANES <= stop; k += 2 * LANES) {
+      const uint8_t* at = data + uint64_t(k) * bits / 8;
+      vstore(to + k, values.at(unpack, at, k));
+      vstore(to + k + LANES, values.at(unpack, at + LANES * bits / 8, k + LANES));
     }
+    for (; k < stop; k += LANES) vstore(to + k, values.at(unpack, data + uint64_t(k) * bits / 8, k));
   }
 }
 
 template <int R>
-static void decode_read(const AffineReader<R>& reader, int64_t columns, float* to, int64_t stride) {
+static void decode_read(const AffineReader<R>& reader, int r, int64_t columns, float* to) {
   switch (reader.bits) {
     case 4:
-      return decode_read_groups<4>(reader, columns, to, stride);
+      return decode_read_groups<4>(reader, r, columns, to);
     case 8:
-      return decode_read_groups<8>(reader, columns, to, stride);
+      return decode_read_groups<8>(reader, r, columns, to);
     default:
-      return decode_read_groups<0>(reader, columns, to, stride);
+      return decode_read_groups<0>(reader, r, columns, to);
   }
 }
 
@@ -219,8 +220,10 @@ static void decode_many(const Matrix* w, int64_t begin, int64_t end, const float
     for (int64_t span = 0; span < w->columns; span += most) {
       const int64_t columns = w->columns - span < most ? w->columns - span : most;
       reader.seek(w, n, count, span, span + columns);
-      for (int r = 0; r < R; ++r) reader.prefetch_row(w, r, columns);
-      decode_read(reader, columns, rows, most);
+      for (int r = 0; r < R; ++r) {
+        reader.prefetch_row(w, r, columns);
+        decode_read(reader, r, columns, rows + r * most);
+      }
       for (int r = 0; r < R; r += DECODE_ROWS)
         decode_tiles(rows + r * most, most, x + span, w->columns, m, columns, span == 0,
                      sums + r * DECODE_MOST * LANES);

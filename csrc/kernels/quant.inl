@@ -92,6 +92,39 @@ LOCALSFT_INLINE vf unpack_values(const Unpack& u, const uint8_t* p, int64_t k) {
   return x;
 #endif
 }
+
+// The values of one row's group, scale·q + bias. On AVX-512 those of 4 bits are looked up in a register that holds all
+// 16 of them: the same bits in fewer instructions.
+template <int BITS>
+struct GroupValues {
+#if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
+  enum { BY_TABLE = BITS == 4 };
+  vf table;
+#endif
+  vf scale, bias;
+
+  LOCALSFT_MEMBER GroupValues() {}
+  LOCALSFT_MEMBER GroupValues(float s, float b) : scale(vset(s)), bias(vset(b)) {
+#if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
+    table = vfma(scale, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), bias);
+#endif
+  }
+  // Of the columns [k, k + LANES), whose bits start at p; reads UNPACK_READS bytes.
+  LOCALSFT_MEMBER vf at(const Unpack& unpack, const uint8_t* p, int64_t k) const {
+#if defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
+    if (BY_TABLE) {
+      uint32_t low, high;
+      memcpy(&low, p, 4);
+      memcpy(&high, p + 4, 4);
+      const __m512i bits = _mm512_mask_set1_epi32(_mm512_set1_epi32(int(low)), 0xff00, int(high)),
+                    shift = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+      return _mm512_permutexvar_ps(_mm512_srlv_epi32(bits, shift), table);  // which takes the low 4 bits
+    }
+#endif
+    return vfma(scale, unpack_values<BITS>(unpack, p, k), bias);
+  }
+};
+
 LOCALSFT_INLINE vf unpack_vector(const Unpack& u, const uint8_t* p, int64_t k) {
   return u.bits == 8 ? unpack_values<8>(u, p, k) : unpack_values<0>(u, p, k);
 }
@@ -122,9 +155,9 @@ LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
   for (uintptr_t at = (uintptr_t)p / 64 * 64; at < stop; at += 64) __builtin_prefetch((const void*)at);
 }
 
-// Columns that a reader looks at at a time. On AVX2 decoding 576 in one piece was faster than in two (by floats, which
-// other bits than 4 and 8 still are), and more than that was not; the other ISAs were not measured.
-#if defined(LOCALSFT_KERNELS_avx2)
+// Columns that a reader looks at at a time. On AVX2 and AVX-512 decoding 576 in one piece was faster than in two (by
+// floats, as other bits than 4 and 8 still are on AVX2), and more than that was not; the other ISAs were not measured.
+#if defined(LOCALSFT_KERNELS_avx2) || defined(LOCALSFT_KERNELS_avx512)
 enum { READER_SPAN = 576 };
 #else
 enum { READER_SPAN = 512 };
@@ -230,8 +263,8 @@ struct BitsReader : AffineReader<ROWS> {
   BitsReader(const Matrix* m) : AffineReader<ROWS>(m) {}
   LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t) const {
     const uint64_t g = uint64_t(this->offset + k) >> this->group_log2;
-    const vf q = unpack_values<BITS>(this->unpack, this->data[r] + uint64_t(k) * BITS / 8, k);
-    return vfma(vset(this->scale[r][g]), q, vset(this->bias[r][g]));
+    const GroupValues<BITS> values(this->scale[r][g], this->bias[r][g]);
+    return values.at(this->unpack, this->data[r] + uint64_t(k) * BITS / 8, k);
   }
 };
 
