@@ -17,7 +17,7 @@ struct Rate {
 };
 
 // The rates of the available ISAs, in their order; measured (some milliseconds) at the first call in a process. An
-// instruction that exists may be slow: Sapphire Rapids multiplies bfloat16 at half of float's rate without AMX.
+// instruction that exists may be slow: Emerald Rapids multiplies bfloat16 at half of float's rate without AMX.
 const std::vector<Rate>& isa_rates();
 
 // The last of the available ISAs whose rate is near the highest.
