@@ -1,6 +1,6 @@
 """Attention, forward and backward, beside PyTorch's scaled_dot_product_attention; prints one JSON object.
 
-    python bench/attention.py [--torch-python PATH] [--isa NAME] [--threads 2] [--rounds 15]
+    python bench/attention.py [--torch-python PATH] [--torch-dtype bf16|f32] [--isa NAME] [--threads 2]
 
 The sides alternate round by round in one run, so that a busy machine slows both. PyTorch lives in its own environment and
 process (this file again, with --serve). Times are milliseconds of one call, medians; ratio = theirs / ours.
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--cases", nargs="*", help="some of the cases")
+    parser.add_argument("--torch-dtype", choices=["bf16", "f32"], help="of PyTorch's side; without it that of our activations")
     parser.add_argument("--serve", choices=["bf16", "f32"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -135,7 +136,8 @@ def main() -> None:
     peer = None
     version = None
     if args.torch_python:
-        command = [args.torch_python, __file__, "--serve", "bf16" if ctx.act_bf16 else "f32", "--threads", str(args.threads)]
+        dtype = args.torch_dtype or ("bf16" if ctx.act_bf16 else "f32")
+        command = [args.torch_python, __file__, "--serve", dtype, "--threads", str(args.threads)]
         peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert peer.stdin is not None
         assert peer.stdout is not None
