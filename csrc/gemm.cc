@@ -7,7 +7,8 @@ namespace localsft {
 
 namespace {
 
-// Columns of a task at most: so often is a row tile used when it has come from memory.
+// Columns of a task at most: so often is a row tile used when it has come from memory. Fewer where a chunk of so many
+// panels would not stay in the cache.
 constexpr int64_t kMostColumns = 192;
 
 // More tasks would make a thread wait less for another at the end, and pack more panels twice.
@@ -166,11 +167,12 @@ void multiply(Context& ctx, const std::vector<Product>& products) {
   const int64_t threads = ctx.pool.size();
   int64_t panels = 0;
   for (const Product& product : products) panels += ceil_div(product.columns, g.panel);
-  const int64_t all_panels = panels;
+  const int64_t all_panels = panels, least = threads == 1 ? 2 : g.least_panels;
+  const int64_t widest = std::min(kMostColumns, g.cached / g.chunk) / g.panel;
   // Wide tasks first (packing several panels at once reads whole cache lines of the weights, and their row tiles are
   // used several times), narrow ones last, so that no thread waits long for another. An even number of panels is a
-  // whole number of quantization groups. Where the panels are few, parts of the rows make more tasks; each packs its
-  // own panels.
+  // whole number of quantization groups; a single one ends sooner. Where the panels are few, parts of the rows make
+  // more tasks; each packs its own panels.
   const auto parts_of = [&](int64_t rows) {
     const int64_t pairs = ceil_div(std::max<int64_t>(all_panels, 1), 2);
     const int64_t wanted = threads == 1 ? 1 : ceil_div(kTasksPerThread * threads, pairs);
@@ -182,7 +184,8 @@ void multiply(Context& ctx, const std::vector<Product>& products) {
     for (const Rows& rows : product.rows) most = std::max(most, rows.count);
     const int64_t parts = parts_of(most);
     for (int64_t column = 0; column < product.columns;) {
-      const int64_t wide = std::clamp<int64_t>(panels / (2 * threads), 2, kMostColumns / g.panel) / 2 * 2;
+      const int64_t share = std::clamp<int64_t>(panels / (2 * threads), least, widest);
+      const int64_t wide = share == 1 ? 1 : share / 2 * 2;
       const int columns = int(std::min(wide * g.panel, product.columns - column));
       for (int64_t part = 0; part < parts; ++part) tasks.push_back({&product, column, columns, part, parts});
       column += columns;

@@ -41,17 +41,22 @@ class LowRank {
   static int64_t units(const Context& ctx, int64_t rank, int64_t reduction) {
     return round_up(rank, ctx.kernels.gemm.panel) * steps_of(ctx, reduction);
   }
-  // out (rows, rank) = the packed tile · aᵀ.
-  void multiply(const uint32_t* tile, int rows, float* out, int64_t stride) const {
-    add(tile, 0, steps_, rows, out, stride);
+  // out (rows, rank) = the packed tiles, `next` units apart, · aᵀ.
+  void multiply(const uint32_t* tiles, int64_t next, int rows, float* out, int64_t stride) const {
+    add(tiles, next, 0, steps_, rows, out, stride);
   }
-  // out (rows, rank) = or, from the second step on, += the packed tile · the steps [begin, begin + steps) of aᵀ.
-  void add(const uint32_t* tile, int64_t begin, int64_t steps, int rows, float* out, int64_t stride) const {
-    const kernels::Segment segment{tile, steps};
-    for (int64_t r = 0; r < rank_; r += g_.panel) {
-      const kernels::Target target{out + r, stride, false, begin == 0 ? nullptr : out + r, stride};
-      g_.tiles(&segment, 1, 0, panels_ + r * steps_ + begin * g_.panel, rows,
-               int(std::min<int64_t>(g_.panel, rank_ - r)), &target);
+  // out (rows, rank) = or, from the second step on, += the packed tiles · the steps [begin, begin + steps) of aᵀ.
+  void add(const uint32_t* tiles, int64_t next, int64_t begin, int64_t steps, int rows, float* out,
+           int64_t stride) const {
+    for (int row = 0; row < rows; row += int(g_.block_rows)) {
+      const kernels::Segment segment{tiles + row / g_.tile_rows * next, steps};
+      for (int64_t r = 0; r < rank_; r += g_.panel) {
+        float* to = out + row * stride + r;
+        const kernels::Target target{to, stride, false, begin == 0 ? nullptr : to, stride};
+        g_.tiles(&segment, 1, next, panels_ + r * steps_ + begin * g_.panel,
+                 int(std::min<int64_t>(g_.block_rows, rows - row)), int(std::min<int64_t>(g_.panel, rank_ - r)),
+                 &target);
+      }
     }
   }
 
@@ -89,8 +94,9 @@ int64_t low_rank_steps(const Context& ctx, const std::vector<Member>& members) {
   return steps;
 }
 
-// Tiles of rows per task while packing: a task is a few microseconds at least.
-constexpr int64_t kTilesPerTask = 4;
+// Tiles of rows per task while packing: a task is a few microseconds at least, and the low-rank products take so many
+// tiles at once.
+constexpr int64_t kTilesPerTask = 3;
 
 void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, const std::vector<Member>& members,
                    const std::vector<LowRank>& low_rank, float* u, const std::vector<Out>& outs) {
@@ -101,30 +107,30 @@ void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, c
   const Matrix mx = dense(act_kind(ctx), x, m, k), mx_lora = dense(act_kind(ctx), x_lora, m, k);
 
   // Each row tile: [x | scale₁·u₁ | scale₂·u₂ ...].
-  const int64_t tiles = ceil_div(m, g.tile_rows);
-  ctx.pool.run(ceil_div(tiles, kTilesPerTask), [&](int64_t task, int thread) {
-    for (int64_t t = task * kTilesPerTask; t < std::min(tiles, (task + 1) * kTilesPerTask); ++t) {
-      const int64_t row = t * g.tile_rows;
-      const int count = int(std::min<int64_t>(g.tile_rows, m - row));
-      uint32_t* tile = packed + t * steps * g.tile_rows;
-      g.pack_across(&mx, row, count, g.tile_rows, 0, k, 1.0f, g.tile_rows, tile, 0);
-      if (rank == 0) continue;
-      const uint32_t* from = tile;
-      if (x_lora != x) {
-        auto* other = ctx.scratch.array<uint32_t>(thread, kLoraRows, size_t(k_steps * g.tile_rows));
-        g.pack_across(&mx_lora, row, count, g.tile_rows, 0, k, 1.0f, g.tile_rows, other, 0);
-        from = other;
-      }
-      const Matrix mu = dense(Kind::F32, u, m, rank);
-      int64_t column = 0, step = k_steps;
-      for (size_t i = 0; i < members.size(); ++i) {
-        const Adapter& adapter = members[i].adapter;
-        low_rank[i].multiply(from, count, u + row * rank + column, rank);
-        g.pack_across(&mu, row, count, g.tile_rows, column, column + adapter.rank, adapter.scale, g.tile_rows,
-                      tile + step * g.tile_rows, 0);
-        column += adapter.rank;
-        step += steps_of(ctx, adapter.rank);
-      }
+  const int64_t task_rows = kTilesPerTask * g.tile_rows, next = steps * g.tile_rows;
+  ctx.pool.run(ceil_div(m, task_rows), [&](int64_t task, int thread) {
+    const int64_t row = task * task_rows;
+    const int count = int(std::min(task_rows, m - row)), lanes = int(round_up(count, g.tile_rows));
+    uint32_t* tiles = packed + row * steps;
+    g.pack_across(&mx, row, count, lanes, 0, k, 1.0f, g.tile_rows, tiles, next);
+    if (rank == 0) return;
+    const uint32_t* from = tiles;
+    int64_t from_next = next;
+    if (x_lora != x) {
+      auto* other = ctx.scratch.array<uint32_t>(thread, kLoraRows, size_t(k_steps * task_rows));
+      from_next = k_steps * g.tile_rows;
+      g.pack_across(&mx_lora, row, count, lanes, 0, k, 1.0f, g.tile_rows, other, from_next);
+      from = other;
+    }
+    const Matrix mu = dense(Kind::F32, u, m, rank);
+    int64_t column = 0, step = k_steps;
+    for (size_t i = 0; i < members.size(); ++i) {
+      const Adapter& adapter = members[i].adapter;
+      low_rank[i].multiply(from, from_next, count, u + row * rank + column, rank);
+      g.pack_across(&mu, row, count, lanes, column, column + adapter.rank, adapter.scale, g.tile_rows,
+                    tiles + step * g.tile_rows, next);
+      column += adapter.rank;
+      step += steps_of(ctx, adapter.rank);
     }
   });
 
@@ -225,35 +231,33 @@ void pack_slab(Context& ctx, int64_t m, const std::vector<const void*>& dys, con
                const std::vector<LowRank>& low_rank, const Slab& slab, bool last, int64_t steps, float* du,
                uint32_t* packed) {
   const auto& g = ctx.kernels.gemm;
-  const int64_t rank = total_rank(members), tiles = ceil_div(m, g.tile_rows);
+  const int64_t rank = total_rank(members), task_rows = kTilesPerTask * g.tile_rows, next = steps * g.tile_rows;
   std::vector<int64_t> columns{0};  // where each member's begin in du
   for (const Member& member : members) columns.push_back(columns.back() + member.adapter.rank);
-  ctx.pool.run(ceil_div(tiles, kTilesPerTask), [&](int64_t task, int) {
-    for (int64_t t = task * kTilesPerTask; t < std::min(tiles, (task + 1) * kTilesPerTask); ++t) {
-      const int64_t row = t * g.tile_rows;
-      const int count = int(std::min<int64_t>(g.tile_rows, m - row));
-      uint32_t* to = packed + t * steps * g.tile_rows;
-      for (const Piece& piece : slab) {
-        const Member& member = members[piece.member];
-        const Adapter& adapter = member.adapter;
-        const Matrix dy = dense(act_kind(ctx), dys[piece.member], m, member.weight.rows);
-        const int64_t piece_steps = steps_of(ctx, piece.end - piece.begin);
-        g.pack_across(&dy, row, count, g.tile_rows, piece.begin, piece.end, 1.0f, g.tile_rows, to, 0);
-        if (adapter.rank > 0) {
-          float* sums = du + row * rank + columns[piece.member];
-          low_rank[piece.member].add(to, piece.begin / g.step, piece_steps, count, sums, rank);
-          for (int r = 0; r < count && piece.end == member.weight.rows; ++r)
-            for (int64_t c = 0; c < adapter.rank; ++c) sums[r * rank + c] *= adapter.scale;
-        }
-        to += piece_steps * g.tile_rows;
+  ctx.pool.run(ceil_div(m, task_rows), [&](int64_t task, int) {
+    const int64_t row = task * task_rows;
+    const int count = int(std::min(task_rows, m - row)), lanes = int(round_up(count, g.tile_rows));
+    uint32_t* to = packed + row * steps;
+    for (const Piece& piece : slab) {
+      const Member& member = members[piece.member];
+      const Adapter& adapter = member.adapter;
+      const Matrix dy = dense(act_kind(ctx), dys[piece.member], m, member.weight.rows);
+      const int64_t piece_steps = steps_of(ctx, piece.end - piece.begin);
+      g.pack_across(&dy, row, count, lanes, piece.begin, piece.end, 1.0f, g.tile_rows, to, next);
+      if (adapter.rank > 0) {
+        float* sums = du + row * rank + columns[piece.member];
+        low_rank[piece.member].add(to, next, piece.begin / g.step, piece_steps, count, sums, rank);
+        for (int r = 0; r < count && piece.end == member.weight.rows; ++r)
+          for (int64_t c = 0; c < adapter.rank; ++c) sums[r * rank + c] *= adapter.scale;
       }
-      const Matrix mdu = dense(Kind::F32, du, m, rank);
-      for (size_t i = 0; i < members.size() && last; ++i) {
-        const int64_t own = members[i].adapter.rank;
-        if (own == 0) continue;
-        g.pack_across(&mdu, row, count, g.tile_rows, columns[i], columns[i] + own, 1.0f, g.tile_rows, to, 0);
-        to += steps_of(ctx, own) * g.tile_rows;
-      }
+      to += piece_steps * g.tile_rows;
+    }
+    const Matrix mdu = dense(Kind::F32, du, m, rank);
+    for (size_t i = 0; i < members.size() && last; ++i) {
+      const int64_t own = members[i].adapter.rank;
+      if (own == 0) continue;
+      g.pack_across(&mdu, row, count, lanes, columns[i], columns[i] + own, 1.0f, g.tile_rows, to, next);
+      to += steps_of(ctx, own) * g.tile_rows;
     }
   });
 }

@@ -13,6 +13,6 @@
 // clang-format on
 
 static const GemmTable gemm_table = {
-    STEP, GEMM_ROWS,    GEMM_VECTORS * LANES, CACHED, CHUNK,  BLOCK_ROWS, pack_across, pack_along, tiles,
-    peak, decode_bytes, decode_pack,          decode, expand, read_row,   head_tile,   outer,
+    STEP,  GEMM_ROWS, GEMM_VECTORS * LANES, CACHED,      CHUNK,  BLOCK_ROWS, LEAST_PANELS, pack_across, pack_along,
+    tiles, peak,      decode_bytes,         decode_pack, decode, expand,     read_row,     head_tile,   outer,
 };

@@ -54,6 +54,7 @@ struct GemmTable {
   int64_t cached;      // units of packed panels that stay in the cache while the rows pass by
   int64_t chunk;       // steps of the reduction that are multiplied at a time, at most; a multiple of 32
   int64_t block_rows;  // rows that one panel of a chunk is used for before the next panel
+  int least_panels;    // of the narrowest task, 1 or 2
 
   // Packs rows [row, row + count) over the columns [begin, end): the columns are the reduction. Panels of `width` rows,
   // one every `next` units, each (steps, width) units; lanes [count, lanes) are zero, further ones untouched. `begin`

@@ -8,7 +8,7 @@ template <int ROWS, int VECTORS, bool WHOLE, typename T>
 LOCALSFT_INLINE void store_tile(vf (&sums)[ROWS][VECTORS], int last, T* out, int64_t stride, const float* before,
                                 int64_t before_stride) {
   if (before != nullptr) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) {
@@ -16,7 +16,7 @@ LOCALSFT_INLINE void store_tile(vf (&sums)[ROWS][VECTORS], int last, T* out, int
         sums[r][v] = vadd(WHOLE || v + 1 < VECTORS ? vload(p) : vload_n(p, last), sums[r][v]);
       }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
@@ -31,33 +31,39 @@ LOCALSFT_INLINE void store_tile(vf (&sums)[ROWS][VECTORS], int last, T* out, int
 // Steps of a row tile in a cache line; whether a block is more than one row tile.
 enum { LINE_STEPS = 16 / GEMM_ROWS, FOLLOWED = BLOCK_ROWS > GEMM_ROWS };
 
-template <int ROWS, int VECTORS>
-LOCALSFT_INLINE void tile_step(const uint32_t* a, const uint32_t* b, vf (&sums)[ROWS][VECTORS]) {
+template <int ROWS, int VECTORS, int TILES>
+LOCALSFT_INLINE void tile_step(const uint32_t* a, int64_t next, const uint32_t* b, vf (&sums)[TILES * ROWS][VECTORS]) {
   vu panel[VECTORS];
 #pragma GCC unroll 4
   for (int v = 0; v < VECTORS; ++v) panel[v] = uload(b + v * LANES);
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    const vu x = ubroadcast(a + r);
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) sums[r][v] = umultiply(x, panel[v], sums[r][v]);
-  }
+  for (int t = 0; t < TILES; ++t)
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const vu x = ubroadcast(a + t * next + r);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) {
+        vf& sum = sums[t * ROWS + r][v];
+        sum = umultiply(x, panel[v], sum);
+      }
+    }
 }
 
-// One row tile: its rows of `target` begin at `row`, its operand `at` units behind that of the first tile. What lies
-// `ahead` units further is fetched meanwhile.
-template <int ROWS, int VECTORS>
-static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t ahead, const uint32_t* b, int64_t row,
+// TILES row tiles: their rows of `target` begin at `row`, their operands `at` units behind that of the first tile,
+// `next` units apart. Where it is one tile, the next one's is fetched meanwhile.
+template <int TILE_ROWS, int VECTORS, int TILES = 1>
+static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t next, const uint32_t* b, int64_t row,
                         int columns, const Target* target) {
+  enum { ROWS = TILES * TILE_ROWS };
   const int last = ((columns - 1) & (LANES - 1)) + 1;  // columns in the last vector
   vf sums[ROWS][VECTORS];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) sums[r][v] = vzero();
   if (!(target->act && ACT_BF16)) {  // where the sums go, and mostly what they are added to: needed at the end
     const float* out = (const float*)target->out + row * target->stride;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int r = 0; r < ROWS; ++r) {
       __builtin_prefetch(out + r * target->stride, 1);
       __builtin_prefetch(out + r * target->stride + VECTORS * LANES - 1, 1);
@@ -68,16 +74,16 @@ static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t 
     const uint32_t* a = segments[s].a + at;
     int64_t step = segments[s].steps;
     for (; FOLLOWED && step >= LINE_STEPS; step -= LINE_STEPS) {
-      __builtin_prefetch(a + ahead);
+      if (TILES == 1) __builtin_prefetch(a + next);
 #pragma GCC unroll 4
       for (int i = 0; i < LINE_STEPS; ++i) {
-        tile_step<ROWS, VECTORS>(a, b, sums);
+        tile_step<TILE_ROWS, VECTORS, TILES>(a, next, b, sums);
         a += GEMM_ROWS;
         b += GEMM_VECTORS * LANES;
       }
     }
     for (; step > 0; --step) {
-      tile_step<ROWS, VECTORS>(a, b, sums);
+      tile_step<TILE_ROWS, VECTORS, TILES>(a, next, b, sums);
       a += GEMM_ROWS;
       b += GEMM_VECTORS * LANES;
     }
@@ -105,6 +111,11 @@ static void tiles_columns(const Segment* segments, int count, int64_t next, cons
                           const Target* target) {
   int64_t at = 0;
   int row = 0;
+  // One tile of a single vector has too few chains of additions for the units: as many tiles at once as a whole tile
+  // has vectors.
+  if (FOLLOWED && VECTORS == 1)
+    for (; row + GEMM_VECTORS * GEMM_ROWS <= rows; row += GEMM_VECTORS * GEMM_ROWS, at += GEMM_VECTORS * next)
+      tile_kernel<GEMM_ROWS, 1, GEMM_VECTORS>(segments, count, at, next, b, row, columns, target);
   if (FOLLOWED)
     for (; row + GEMM_ROWS <= rows; row += GEMM_ROWS, at += next)
       tile_kernel<GEMM_ROWS, VECTORS>(segments, count, at, next, b, row, columns, target);
