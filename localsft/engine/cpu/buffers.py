@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Made again when there are more: a step takes about a thousand, each a few microseconds to make while the other threads wait.
+MOST_VIEWS = 8192
+
 
 class Buffers:
     """Named scratch arrays. A step touches hundreds of megabytes; fresh arrays would pay a page fault for each 4 KB.
@@ -17,12 +20,22 @@ class Buffers:
 
     def __init__(self) -> None:
         self._flat: dict[str, NDArray[Any]] = {}
+        self._views: dict[tuple[str, tuple[int, ...], Any], NDArray[Any]] = {}  # of the flat arrays, as they were taken
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An uninitialized C-contiguous array."""
+        view = self._views.get((name, shape, dtype))
+        if view is None:
+            if len(self._views) >= MOST_VIEWS:
+                self._views.clear()
+            view = self._views[name, shape, dtype] = self._make(name, shape, dtype)
+        return view
+
+    def _make(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         size = math.prod(shape)
         flat = self._flat.get(name)
         if flat is None or flat.size < size or flat.dtype != dtype:
+            self._views.clear()  # they would keep the old one alive
             self._flat.pop(name, None)
             flat = np.empty(max(size, 1), dtype=dtype)
             self._flat[name] = flat
@@ -35,4 +48,5 @@ class Buffers:
 
     def clear(self) -> None:
         """Give everything back."""
+        self._views.clear()
         self._flat.clear()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -51,12 +52,7 @@ class Ops:
         self.act_dtype: Any = np.uint16 if self.act_bf16 else np.float32
 
     def __getattr__(self, name: str) -> Any:
-        operation = getattr(_core, name)
-        context = self.context
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            return operation(context, *arguments, **options)
-
+        call = functools.partial(getattr(_core, name), self.context)
         setattr(self, name, call)  # looked up once
         return call
 
