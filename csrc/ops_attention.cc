@@ -180,24 +180,14 @@ void attention_decode(Context& ctx, const kernels::AttentionShape& shape, const 
     return std::min<int64_t>(lengths[b], first_key(b) + (part + 1) * kDecodeKeys);
   };
 
-  ctx.pool.run(B * K * parts, [&](int64_t task, int thread) {
-    const int64_t part = task % parts, kv_head = task / parts % K, b = task / parts / K;
-    const int64_t begin = first_key(b) + part * kDecodeKeys, end = part_end(b, part);
-    if (begin >= end) return;
-    float* scores = ctx.scratch.array<float>(thread, kStateSlot,
-                                             static_cast<size_t>(kernels::ATTENTION_DECODE_HEADS * kDecodeKeys));
-    float* o = partials + task * partial;
-    ctx.kernels.attention.decode(shape, kv_head, q + (b * H + kv_head * group) * E, k[b], v[b], begin, end, o,
-                                 o + group * E, o + group * (E + 1), scores);
-  });
-
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t head = 0; head < H; ++head) {
-      const int64_t g = head % group, used = (lengths[b] - first_key(b) + kDecodeKeys - 1) / kDecodeKeys;
-      const float* first = partials + (b * K + head / group) * parts * partial;
+  // The heads of one key/value head from their parts.
+  const auto merge = [&](int64_t b, int64_t kv_head) {
+    const int64_t used = (lengths[b] - first_key(b) + kDecodeKeys - 1) / kDecodeKeys;
+    const float* first = partials + (b * K + kv_head) * parts * partial;
+    for (int64_t g = 0; g < group; ++g) {
       float m = first[group * E + g];
       for (int64_t part = 1; part < used; ++part) m = std::max(m, first[part * partial + group * E + g]);
-      float* to = out + (b * H + head) * E;
+      float* to = out + (b * H + kv_head * group + g) * E;
       std::fill(to, to + E, 0.0f);
       float l = 0;
       for (int64_t part = 0; part < used; ++part) {
@@ -208,6 +198,22 @@ void attention_decode(Context& ctx, const kernels::AttentionShape& shape, const 
       }
       for (int64_t e = 0; e < E; ++e) to[e] /= l;
     }
+  };
+
+  ctx.pool.run(B * K * parts, [&](int64_t task, int thread) {
+    const int64_t part = task % parts, kv_head = task / parts % K, b = task / parts / K;
+    const int64_t begin = first_key(b) + part * kDecodeKeys, end = part_end(b, part);
+    if (begin >= end) return;
+    float* scores = ctx.scratch.array<float>(thread, kStateSlot,
+                                             static_cast<size_t>(kernels::ATTENTION_DECODE_HEADS * kDecodeKeys));
+    float* o = partials + task * partial;
+    ctx.kernels.attention.decode(shape, kv_head, q + (b * H + kv_head * group) * E, k[b], v[b], begin, end, o,
+                                 o + group * E, o + group * (E + 1), scores);
+    if (parts == 1) merge(b, kv_head);
+  });
+  if (parts == 1) return;
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t kv_head = 0; kv_head < K; ++kv_head) merge(b, kv_head);
 }
 
 }  // namespace localsft

@@ -8,14 +8,25 @@ namespace {
 
 enum Slot { kPacked, kLowRank };  // scratch buffers of the caller
 
-// x arranged for decoding with each member, once for those that want it alike; null for those that read x itself.
-std::vector<const void*> pack_decode(Context& ctx, int64_t m, const float* x, const std::vector<Member>& members) {
-  constexpr int64_t kPackColumns = 256;  // per task, where x is more than a few rows
+// Rows of x up to which what comes before the product with the weights is less work than waking the other threads.
+constexpr int64_t kFewRows = 4;
+
+// What the product of x with the members' weights needs: u (m, ΣR) = x·aᵀ of their adapters side by side, and x
+// arranged for decoding with each, once for those that want it alike; null for those that read x itself.
+struct Prepared {
+  const float* u;
+  std::vector<const void*> packed;
+};
+
+Prepared prepare(Context& ctx, int64_t m, const float* x, const std::vector<Member>& members) {
+  constexpr int64_t kPackColumns = 256;  // per task
   const auto& g = ctx.kernels.gemm;
+  const int64_t k = members[0].weight.columns, rank = total_rank(members);
   const auto alike = [](const Matrix& a, const Matrix& b) {
     return a.kind == b.kind && a.bits == b.bits && a.group_log2 == b.group_log2;
   };
   std::vector<int64_t> at(members.size(), -1);
+  std::vector<size_t> packing;  // the first of those that are alike
   int64_t bytes = 0;
   for (size_t i = 0; i < members.size(); ++i) {
     const Matrix& weight = members[i].weight;
@@ -26,21 +37,44 @@ std::vector<const void*> pack_decode(Context& ctx, int64_t m, const float* x, co
     if (at[i] >= 0) continue;
     at[i] = bytes;
     bytes += round_up(own, int64_t(Scratch::kAlignment));
+    packing.push_back(i);
   }
   auto* memory = bytes == 0 ? nullptr : ctx.scratch.array<uint8_t>(0, kPacked, size_t(bytes));
-  std::vector<const void*> packed(members.size(), nullptr);
-  int64_t done = 0;  // what lies before is packed
-  for (size_t i = 0; i < members.size(); ++i) {
-    if (at[i] < 0) continue;
-    packed[i] = memory + at[i];
-    if (at[i] < done) continue;
-    const int64_t k = members[i].weight.columns, columns = m > 4 ? kPackColumns : k;
-    ctx.pool.run(ceil_div(k, columns), [&](int64_t task, int) {
-      g.decode_pack(&members[i].weight, x, int(m), task * columns, std::min(k, (task + 1) * columns), memory + at[i]);
-    });
-    done = at[i] + 1;
+  auto* u = ctx.scratch.array<float>(0, kLowRank, size_t(m * rank));
+
+  struct Task {
+    const Member* member;
+    bool low_rank;
+    int64_t at, begin, end;  // fills u from column `at` on, or packs the columns [begin, end) to byte `at`
+  };
+  std::vector<Task> tasks;
+  int64_t column = 0;
+  for (const Member& member : members) {
+    if (member.adapter.rank > 0) tasks.push_back({&member, true, column, 0, k});
+    column += member.adapter.rank;
   }
-  return packed;
+  for (const size_t i : packing)
+    for (int64_t begin = 0; begin < k; begin += kPackColumns)
+      tasks.push_back({&members[i], false, at[i], begin, std::min(k, begin + kPackColumns)});
+  const auto run = [&](int64_t number, int) {
+    const Task& task = tasks[size_t(number)];
+    const Adapter& adapter = task.member->adapter;
+    if (task.low_rank) {
+      const Matrix a = dense(Kind::F32, adapter.a, adapter.rank, k);
+      g.decode(&a, 0, adapter.rank, x, nullptr, int(m), u + task.at, rank);
+    } else {
+      g.decode_pack(&task.member->weight, x, int(m), task.begin, task.end, memory + task.at);
+    }
+  };
+  if (m > kFewRows)
+    ctx.pool.run(int64_t(tasks.size()), run);
+  else
+    for (size_t i = 0; i < tasks.size(); ++i) run(int64_t(i), 0);
+
+  std::vector<const void*> packed(members.size(), nullptr);
+  for (size_t i = 0; i < members.size(); ++i)
+    if (at[i] >= 0) packed[i] = memory + at[i];
+  return {u, packed};
 }
 
 }  // namespace
@@ -49,16 +83,10 @@ void linear_decode(Context& ctx, int64_t m, const float* x, const std::vector<Me
                    const std::vector<float*>& outs) {
   if (m == 0) return;
   const auto& g = ctx.kernels.gemm;
-  const int64_t k = members[0].weight.columns, rank = total_rank(members);
-  auto* u = ctx.scratch.array<float>(0, kLowRank, size_t(m * rank));
-  int64_t column = 0, rows = 0;
-  for (const Member& member : members) {
-    const Matrix a = dense(Kind::F32, member.adapter.a, member.adapter.rank, k);
-    g.decode(&a, 0, member.adapter.rank, x, nullptr, int(m), u + column, rank);
-    column += member.adapter.rank;
-    rows += member.weight.rows;
-  }
-  const auto packed = pack_decode(ctx, m, x, members);
+  const int64_t rank = total_rank(members);
+  int64_t rows = 0;
+  for (const Member& member : members) rows += member.weight.rows;
+  const Prepared prepared = prepare(ctx, m, x, members);
   // Blocks of output columns; many, because the members' sizes differ.
   const int64_t block = round_up(std::max<int64_t>(ceil_div(rows, 8 * ctx.pool.size()), 16), 16);
   int64_t tasks = 0;
@@ -72,10 +100,10 @@ void linear_decode(Context& ctx, int64_t m, const float* x, const std::vector<Me
     }
     const Member& member = members[i];
     const int64_t n = member.weight.rows, begin = task * block, end = std::min(n, begin + block);
-    g.decode(&member.weight, begin, end, x, packed[i], int(m), outs[i], n);
+    g.decode(&member.weight, begin, end, x, prepared.packed[i], int(m), outs[i], n);
     if (member.adapter.rank > 0)
-      g.expand(u + first, rank, member.adapter.scale, member.adapter.b, n, member.adapter.rank, begin, end, int(m),
-               outs[i], n);
+      g.expand(prepared.u + first, rank, member.adapter.scale, member.adapter.b, n, member.adapter.rank, begin, end,
+               int(m), outs[i], n);
     if (member.factors != nullptr)
       for (int64_t row = 0; row < m; ++row)
         for (int64_t c = begin; c < end; ++c) outs[i][row * n + c] *= member.factors[c];

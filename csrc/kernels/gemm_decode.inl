@@ -310,21 +310,41 @@ static void decode(const Matrix* w, int64_t begin, int64_t end, const float* x, 
 }
 
 // The adapter's second half: out[i, c] += scale·Σ u[i, r]·b[r, c] for c in [begin, end).
-static void expand(const float* u, int64_t u_stride, float scale, const float* b, int64_t b_stride, int64_t rank,
-                   int64_t begin, int64_t end, int m, float* out, int64_t out_stride) {
+// Rows of u that share what is read of b.
+enum { EXPAND_ROWS = 8 };
+
+// ROWS rows of out, the columns [begin, end). Each sum is one chain in the order of the ranks.
+template <int ROWS>
+static void expand_rows(const float* u, int64_t u_stride, float scale, const float* b, int64_t b_stride, int64_t rank,
+                        int64_t begin, int64_t end, float* out, int64_t out_stride) {
   for (int64_t c = begin; c < end; c += LANES) {
     const int n = end - c < LANES ? int(end - c) : int(LANES);
-    for (int i = 0; i < m; ++i) {
-      vf sum = vzero();
-      for (int64_t r = 0; r < rank; ++r) {
-        const float* from = b + r * b_stride + c;
-        sum = vfma(vset(u[i * u_stride + r]), n == LANES ? vload(from) : vload_n(from, n), sum);
-      }
+    vf sums[ROWS];
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) sums[i] = vzero();
+    for (int64_t r = 0; r < rank; ++r) {
+      const float* from = b + r * b_stride + c;
+      const vf part = n == LANES ? vload(from) : vload_n(from, n);
+#pragma GCC unroll 8
+      for (int i = 0; i < ROWS; ++i) sums[i] = vfma(vset(u[i * u_stride + r]), part, sums[i]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {
       float* to = out + i * out_stride + c;
       if (n == LANES)
-        vstore(to, vfma(vset(scale), sum, vload(to)));
+        vstore(to, vfma(vset(scale), sums[i], vload(to)));
       else
-        vstore_n(to, vfma(vset(scale), sum, vload_n(to, n)), n);
+        vstore_n(to, vfma(vset(scale), sums[i], vload_n(to, n)), n);
     }
   }
+}
+
+static void expand(const float* u, int64_t u_stride, float scale, const float* b, int64_t b_stride, int64_t rank,
+                   int64_t begin, int64_t end, int m, float* out, int64_t out_stride) {
+  int i = 0;
+  for (; m - i >= EXPAND_ROWS; i += EXPAND_ROWS)
+    expand_rows<EXPAND_ROWS>(u + i * u_stride, u_stride, scale, b, b_stride, rank, begin, end, out + i * out_stride,
+                             out_stride);
+  for (; i < m; ++i)
+    expand_rows<1>(u + i * u_stride, u_stride, scale, b, b_stride, rank, begin, end, out + i * out_stride, out_stride);
 }
