@@ -261,10 +261,13 @@ struct AffineReader {
 template <int ROWS, int BITS>
 struct BitsReader : AffineReader<ROWS> {
   BitsReader(const Matrix* m) : AffineReader<ROWS>(m) {}
-  LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t) const {
+  LOCALSFT_MEMBER GroupValues<BITS> group_values(int r, int64_t k) const {
     const uint64_t g = uint64_t(this->offset + k) >> this->group_log2;
-    const GroupValues<BITS> values(this->scale[r][g], this->bias[r][g]);
-    return values.at(this->unpack, this->data[r] + uint64_t(k) * BITS / 8, k);
+    return {this->scale[r][g], this->bias[r][g]};
+  }
+  LOCALSFT_MEMBER const uint8_t* at(int r, int64_t k) const { return this->data[r] + uint64_t(k) * BITS / 8; }
+  LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t) const {
+    return group_values(r, k).at(this->unpack, at(r, k), k);
   }
 };
 
