@@ -23,6 +23,7 @@ from localsft.frozen_cache import FrozenCache, cache_key
 from localsft.weights.load import BaseModel
 
 FROZEN_CACHE_BYTES = 8 << 30
+FROZEN_NUMERICS = 2  # counts up when the kernels add in another order: what an older build computed differs in its last digits
 
 
 class CpuEngine:
@@ -59,7 +60,7 @@ class CpuEngine:
         """Keep what leaves the layers below the lowest adapted one under ``folder``; nothing to do where all are adapted."""
         model = self.model
         if 0 < model.lowest < model.architecture.layers:
-            key = cache_key(base=self._base_hash, layer=model.lowest, isa=self.ops.isa, format=1)
+            key = cache_key(base=self._base_hash, layer=model.lowest, isa=self.ops.isa, numerics=FROZEN_NUMERICS)
             model.frozen = FrozenCache(folder, key, model.architecture.hidden, max_bytes)
 
     def memory(self, train: BatchSize, score: BatchSize, recompute: bool) -> int:

@@ -1,0 +1,45 @@
+"""Scratch arrays by name: the same memory again, and never an array that was given up."""
+
+import numpy as np
+import pytest
+
+from localsft.engine.cpu import buffers
+from localsft.engine.cpu.buffers import Buffers
+
+
+def test_a_name_is_the_same_memory_again() -> None:
+    arrays = Buffers()
+    large = arrays.take("x", (4, 6), np.float32)
+    large[:] = 1
+    small = arrays.take("x", (2, 3), np.float32)
+    assert small.shape == (2, 3) and small.flags.c_contiguous and np.shares_memory(small, large)
+    assert arrays.take("x", (4, 6), np.float32) is large  # made once
+    assert not np.shares_memory(large, arrays.take("y", (4, 6), np.float32))
+    assert arrays.nbytes == 2 * 4 * 6 * 4
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((5, 6), np.float32), ((2, 3), np.uint16)])
+def test_what_was_replaced_is_not_handed_out_again(shape: tuple[int, ...], dtype: type) -> None:
+    arrays = Buffers()
+    before = arrays.take("x", (2, 3), np.float32)
+    now = arrays.take("x", shape, dtype)
+    assert not np.shares_memory(before, now)
+    if dtype is np.float32:
+        assert np.shares_memory(arrays.take("x", (2, 3), np.float32), now)
+    assert arrays.nbytes == now.nbytes  # the old one is not held
+
+
+def test_the_views_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "MOST_VIEWS", 8)
+    arrays = Buffers()
+    first = arrays.take("x", (100,), np.float32)
+    for rows in range(1, 50):
+        assert np.shares_memory(arrays.take("x", (rows,), np.float32), first)
+        assert len(arrays._views) <= 8
+
+
+def test_clear_gives_everything_back() -> None:
+    arrays = Buffers()
+    before = arrays.take("x", (3,), np.float32)
+    arrays.clear()
+    assert arrays.nbytes == 0 and not np.shares_memory(before, arrays.take("x", (3,), np.float32))
