@@ -25,7 +25,8 @@ const uint8_t* act_row(const Context& ctx, const void* x, int64_t row, int64_t c
   return static_cast<const uint8_t*>(x) + row * columns * (ctx.kernels.act_bf16 ? 2 : 4);
 }
 
-// The products x·aᵀ for the adapters' a (rank, reduction): panels of tile columns packed once, used tile by tile.
+// The products x·aᵀ for the adapters' a (rank, reduction): panels of tile columns packed once, used for some row tiles
+// at a time.
 class LowRank {
  public:
   // Packs to `to`, units(ctx, ...) of them.

@@ -309,11 +309,11 @@ static void decode(const Matrix* w, int64_t begin, int64_t end, const float* x, 
   }
 }
 
-// The adapter's second half: out[i, c] += scale·Σ u[i, r]·b[r, c] for c in [begin, end).
-// Rows of u that share what is read of b.
+// The adapter's second half: out[i, c] += scale·Σ u[i, r]·b[r, c] for c in [begin, end). EXPAND_ROWS rows of u share
+// what is read of b; each sum is one chain in the order of the ranks, however many rows there are.
+
 enum { EXPAND_ROWS = 8 };
 
-// ROWS rows of out, the columns [begin, end). Each sum is one chain in the order of the ranks.
 template <int ROWS>
 static void expand_rows(const float* u, int64_t u_stride, float scale, const float* b, int64_t b_stride, int64_t rank,
                         int64_t begin, int64_t end, float* out, int64_t out_stride) {

@@ -1,6 +1,6 @@
 // Panels of affine weights of 4 and 8 bits in groups of whole 32 columns, with the same results as by the functions for
-// any matrix (gemm_pack.inl). On AVX2 those take 1.2 to 2.1 times as long: a scale and a bias are looked at
-// for each vector, and a panel of a long reduction is written in passes that do not stay in the nearest cache.
+// any matrix (gemm_pack.inl). On AVX2 those take 1.2 to 2.1 times as long: they look at a scale and a bias for each
+// vector, and write a panel of a long reduction in passes that do not stay in the nearest cache.
 
 enum { GROUP_COLUMNS = 32, ALONG_COLUMNS = 512 };
 

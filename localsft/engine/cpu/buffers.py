@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Made again when there are more: a step takes about a thousand, each a few microseconds to make while the other threads wait.
+# Views that are kept, at most: a step takes about a thousand, and each would take microseconds to make while the other threads wait.
 MOST_VIEWS = 8192
 
 
