@@ -112,7 +112,7 @@ static void decode_few(const Matrix* w, int64_t begin, int64_t end, const float*
     for (int64_t span = 0; span < w->columns; span += most) {
       const int64_t columns = w->columns - span < most ? w->columns - span : most;
       reader.seek(w, n, rows, span, span + columns);
-      for (int r = 0; r < R; ++r) reader.prefetch_row(w, r, columns);
+      for (int r = 0; r < R; ++r) prefetch(reader.row_data(w, n + R + r, span), reader.bytes_of(columns));
       decode_span<M>(reader, x + span, w->columns, columns, sums);
     }
     for (int r = 0; r < rows; ++r)
@@ -225,7 +225,7 @@ static void decode_many(const Matrix* w, int64_t begin, int64_t end, const float
       const int64_t columns = w->columns - span < most ? w->columns - span : most;
       reader.seek(w, n, count, span, span + columns);
       for (int r = 0; r < R; ++r) {
-        reader.prefetch_row(w, r, columns);
+        prefetch(reader.row_data(w, n + R + r, span), reader.bytes_of(columns));
         decode_read(reader, r, columns, rows + r * most);
       }
       for (int r = 0; r < R; r += DECODE_ROWS)

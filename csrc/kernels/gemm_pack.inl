@@ -60,22 +60,19 @@ LOCALSFT_INLINE void store_steps(const vu units[PIECE], uint32_t* dst, int64_t w
   for (int64_t s = 0; s < steps; ++s) memcpy(dst + s * width, copy + s * PIECE, PIECE * 4);
 }
 
-// Fetches `columns` columns of the rows behind those that a reader reads now, evenly over so many turns: all at once
-// would wait for one another.
-template <typename Reader>
+// Fetches `rows` rows of `bytes` bytes, `row_bytes` apart, evenly over so many turns: all at once would wait for one
+// another.
 class RowsAhead {
  public:
-  LOCALSFT_MEMBER RowsAhead(const Reader& reader, const Matrix* m, int64_t columns, int64_t turns)
-      : reader_(reader), m_(m), columns_(columns), turns_(turns) {}
+  LOCALSFT_MEMBER RowsAhead(const uint8_t* first, int64_t row_bytes, int64_t bytes, int rows, int64_t turns)
+      : next_(first), row_bytes_(row_bytes), bytes_(bytes), rows_(rows), turns_(turns) {}
   LOCALSFT_MEMBER void fetch() {
-    for (due_ += Reader::COUNT; due_ >= turns_; due_ -= turns_) reader_.prefetch_row(m_, row_++, columns_);
+    for (due_ += rows_; due_ >= turns_; due_ -= turns_, next_ += row_bytes_) prefetch(next_, bytes_);
   }
 
  private:
-  const Reader& reader_;
-  const Matrix* m_;
-  int64_t columns_, turns_, due_ = 0;
-  int row_ = 0;
+  const uint8_t* next_;
+  int64_t row_bytes_, bytes_, rows_, turns_, due_ = 0;
 };
 
 template <typename Reader>
@@ -89,7 +86,8 @@ static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes,
       const int64_t n = end - span < Reader::SPAN ? end - span : int64_t(Reader::SPAN);
       uint32_t* to = dst + piece / width * next + (span - begin) / STEP * width + piece % width;
       reader.seek(m, row + piece, rows < PIECE ? rows : int(PIECE), span, span + n);
-      RowsAhead<Reader> ahead(reader, m, n, (n + STEP * LANES - 1) / (STEP * LANES));
+      RowsAhead ahead(reader.row_data(m, row + piece + PIECE, span), reader.row_bytes(m), reader.bytes_of(n), PIECE,
+                      (n + STEP * LANES - 1) / (STEP * LANES));
       for (int64_t k = 0; k < n; k += STEP * LANES) {
         if (Reader::QUANTIZED) ahead.fetch();  // from memory, mostly; what is dense here was computed just before
         vu units[PIECE];
@@ -102,7 +100,8 @@ static void pack_across_with(const Matrix* m, int64_t row, int count, int lanes,
 }
 
 // Rows that are read together while packing along them: what their scales and pointers take stays in the nearest cache.
-enum { ALONG_ROWS = 16 };
+// So many rows ahead they are fetched from memory, which takes longer than the 16 before them.
+enum { ALONG_ROWS = 16, ROWS_AHEAD = 2 * ALONG_ROWS };
 
 template <typename Reader>
 static void pack_along_with(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end,
@@ -112,7 +111,8 @@ static void pack_along_with(const Matrix* m, int64_t column, int count, int lane
   for (int64_t block = begin; block < end; block += ALONG_ROWS) {
     const int rows = end - block < ALONG_ROWS ? int(end - block) : int(ALONG_ROWS);
     reader.seek(m, block, rows, column, column + count);
-    RowsAhead<Reader> ahead(reader, m, count, (lanes + LANES - 1) / LANES);
+    RowsAhead ahead(reader.row_data(m, block + ROWS_AHEAD, column), reader.row_bytes(m), reader.bytes_of(count),
+                    ALONG_ROWS, (lanes + LANES - 1) / LANES);
     for (int lane = 0; lane < lanes; lane += LANES) {
       uint32_t* to = dst + lane / width * next + (block - begin) / STEP * width + lane % width;
       ahead.fetch();
@@ -138,7 +138,8 @@ static void pack_along_table(const Matrix* m, int64_t column, int count, int64_t
   for (int64_t block = begin; block < end; block += ALONG_ROWS) {
     const int rows = end - block < ALONG_ROWS ? int(end - block) : int(ALONG_ROWS);
     reader.seek(m, block, rows, column, column + count);
-    RowsAhead<TableReader<ALONG_ROWS, Order::PAIR>> ahead(reader, m, count, count / (2 * LANES));
+    RowsAhead ahead(reader.row_data(m, block + ROWS_AHEAD, column), reader.row_bytes(m), reader.bytes_of(count),
+                    ALONG_ROWS, count / (2 * LANES));
     for (int lane = 0; lane < count; lane += 2 * LANES) {
       uint32_t* to = dst + (block - begin) / STEP * width;
       ahead.fetch();
@@ -154,21 +155,22 @@ static void pack_along_table(const Matrix* m, int64_t column, int count, int64_t
 }
 #endif
 
-#if defined(LOCALSFT_KERNELS_avx2)
+#if defined(LOCALSFT_KERNELS_avx2) || defined(LOCALSFT_KERNELS_avx512) || defined(LOCALSFT_KERNELS_avx512bf16)
+#define LOCALSFT_PACK_GROUPS 1
 #include "kernels/gemm_pack_groups.inl"
 #endif
 
 static void pack_across(const Matrix* m, int64_t row, int count, int lanes, int64_t begin, int64_t end, float scale,
                         int width, uint32_t* dst, int64_t next) {
+#if LOCALSFT_PACK_GROUPS
+  if ((end - begin) % GROUP_COLUMNS == 0 && count == lanes && width == GROUP_PANEL) {
+    if (packs_groups<4>(m)) return pack_across_groups<4>(m, row, count, begin, end, dst, next);
+    if (packs_groups<8>(m)) return pack_across_groups<8>(m, row, count, begin, end, dst, next);
+  }
+#endif
 #if defined(LOCALSFT_KERNELS_avx512bf16)
   if (m->kind == Kind::AFFINE && m->bits <= 5 && m->group_log2 >= 5)
     return pack_across_with<TableReader<PIECE, Order::ROW>>(m, row, count, lanes, begin, end, scale, width, dst, next);
-#endif
-#if defined(LOCALSFT_KERNELS_avx2)
-  if ((end - begin) % GROUP_COLUMNS == 0 && width == GEMM_VECTORS * LANES) {
-    if (packs_groups<4>(m)) return pack_across_groups<4>(m, row, count, lanes, begin, end, dst, next);
-    if (packs_groups<8>(m)) return pack_across_groups<8>(m, row, count, lanes, begin, end, dst, next);
-  }
 #endif
   switch (m->kind) {
     case Kind::F32:
@@ -187,15 +189,15 @@ static void pack_across(const Matrix* m, int64_t row, int count, int lanes, int6
 
 static void pack_along(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end, float scale,
                        int width, uint32_t* dst, int64_t next) {
-#if defined(LOCALSFT_KERNELS_avx512bf16)
-  if (m->kind == Kind::AFFINE && m->bits <= 4 && m->group_log2 >= 5 && column % 32 == 0 && count % 32 == 0)
-    return pack_along_table(m, column, count, begin, end, width, dst, next);
-#endif
-#if defined(LOCALSFT_KERNELS_avx2)
-  if (count == lanes && width == GEMM_VECTORS * LANES) {
+#if LOCALSFT_PACK_GROUPS
+  if (column % GROUP_COLUMNS == 0 && count % GROUP_COLUMNS == 0 && count == lanes && width == GROUP_PANEL) {
     if (packs_groups<4>(m)) return pack_along_groups<4>(m, column, count, begin, end, dst, next);
     if (packs_groups<8>(m)) return pack_along_groups<8>(m, column, count, begin, end, dst, next);
   }
+#endif
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+  if (m->kind == Kind::AFFINE && m->bits <= 4 && m->group_log2 >= 5 && column % 32 == 0 && count % 32 == 0)
+    return pack_along_table(m, column, count, begin, end, width, dst, next);
 #endif
   switch (m->kind) {
     case Kind::F32:

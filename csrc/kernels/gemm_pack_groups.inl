@@ -1,41 +1,99 @@
 // Panels of affine weights of 4 and 8 bits in groups of whole 32 columns, with the same results as by the functions for
-// any matrix (gemm_pack.inl). On AVX2 those take 1.2 to 2.1 times as long: they look at a scale and a bias for each
-// vector, and write a panel of a long reduction in passes that do not stay in the nearest cache.
+// any matrix (gemm_pack.inl). Those take 1.1 to 2.1 times as long: they look at a scale and a bias for each vector, and
+// write a panel of a long reduction in passes that do not stay in the nearest cache. 32 columns of a row are read at a
+// time, whole bytes of it, and nothing past them.
 
-enum { GROUP_COLUMNS = 32, ALONG_COLUMNS = 512 };
+enum { GROUP_COLUMNS = 32, GROUP_PANEL = GEMM_VECTORS * LANES, UNIT_COLUMNS = STEP * LANES };
+// Columns whose scales are looked at at a time, and those scales, in whole vectors.
+enum { GROUP_SPAN = 1024, SPAN_SCALES = GROUP_SPAN / GROUP_COLUMNS + LANES };
 
 template <int BITS>
 static bool packs_groups(const Matrix* m) {
   return m->kind == Kind::AFFINE && m->bits == BITS && (1 << m->group_log2) % GROUP_COLUMNS == 0;
 }
 
-// A panel at a time, 32 steps of all its rows before the next ones: what is written stays in the nearest cache.
+#if defined(LOCALSFT_KERNELS_avx512bf16)
+#include "kernels/gemm_pack_groups_bf16.inl"
+#else
+// Units of 32 columns of a row.
 template <int BITS>
-static void pack_across_groups(const Matrix* m, int64_t row, int count, int lanes, int64_t begin, int64_t end,
-                               uint32_t* dst, int64_t next) {
-  enum { PANEL = GEMM_VECTORS * LANES };
-  using Reader = BitsReader<PANEL, BITS>;
-  Reader reader(m);
-  for (int first = 0; first < lanes; first += PANEL, dst += next) {
-    const int rows = count - first < PANEL ? count - first : int(PANEL);
-    const int used = lanes - first < PANEL ? lanes - first : int(PANEL);
+struct GroupUnits {
+  typedef GroupValues<BITS> Values;
+  const Unpack unpack = make_unpack(BITS);
+  // Across: of the UNIT_COLUMNS columns from c on; p: the bits of column 0.
+  LOCALSFT_MEMBER vu across(const Values& values, const uint8_t* p, int c) const {
+    return values.at(unpack, p + c * BITS / 8, c);
+  }
+  // Along: all 32, of STEP rows.
+  LOCALSFT_MEMBER void along(const Values values[STEP], const uint8_t* const p[STEP],
+                             vu units[GROUP_COLUMNS / LANES]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < GROUP_COLUMNS / LANES; ++v) units[v] = across(values[0], p[0], v * LANES);
+  }
+};
+#endif
+
+// The scales and biases of `rows` rows from `row` on, of the columns [begin, end).
+template <int ROWS>
+struct SpanScales {
+  alignas(64) float scale[ROWS][SPAN_SCALES], bias[ROWS][SPAN_SCALES];
+  const int group_log2;
+  int64_t first;
+
+  explicit SpanScales(const Matrix* m) : group_log2(m->group_log2) {}
+  LOCALSFT_MEMBER void load(const Matrix* m, int64_t row, int rows, int64_t begin, int64_t end) {
+    switch (m->scale_kind) {
+      case Kind::F32:
+        return load_kind<Kind::F32>(m, row, rows, begin, end);
+      case Kind::F16:
+        return load_kind<Kind::F16>(m, row, rows, begin, end);
+      default:
+        return load_kind<Kind::BF16>(m, row, rows, begin, end);
+    }
+  }
+  template <Kind KIND>
+  LOCALSFT_MEMBER void load_kind(const Matrix* m, int64_t row, int rows, int64_t begin, int64_t end) {
+    first = begin >> group_log2;
+    const int64_t groups = m->columns >> group_log2, total = m->rows * groups;
+    const int count = int(((end - 1) >> group_log2) + 1 - first);
+    load_rows<KIND>(m->scales, row * groups + first, groups, rows, count, total, scale[0], SPAN_SCALES);
+    load_rows<KIND>(m->biases, row * groups + first, groups, rows, count, total, bias[0], SPAN_SCALES);
+  }
+  LOCALSFT_MEMBER int64_t group(int64_t column) const { return (column >> group_log2) - first; }
+};
+
+// A panel at a time, 32 columns of all its rows before the next ones: what is written stays in the nearest cache. All
+// of the panels' rows exist, up to a multiple of LANES.
+template <int BITS>
+static void pack_across_groups(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end, uint32_t* dst,
+                               int64_t next) {
+  typedef GroupUnits<BITS> Units;
+  const Units units;
+  SpanScales<GROUP_PANEL> scales(m);
+  const int64_t row_bytes = m->columns * BITS / 8;
+  for (int first = 0; first < count; first += GROUP_PANEL, dst += next) {
+    const int rows = count - first < GROUP_PANEL ? count - first : int(GROUP_PANEL);
     uint32_t* to = dst;
-    for (int64_t span = begin; span < end; span += Reader::SPAN) {
-      const int64_t n = end - span < Reader::SPAN ? end - span : int64_t(Reader::SPAN);
-      reader.seek(m, row + first, rows, span, span + n);
-      RowsAhead<Reader> ahead(reader, m, n, n / GROUP_COLUMNS);
-      for (int64_t k = 0; k < n; k += GROUP_COLUMNS, to += GROUP_COLUMNS * PANEL) {
+    for (int64_t span = begin; span < end; span += GROUP_SPAN) {
+      const int64_t n = end - span < GROUP_SPAN ? end - span : int64_t(GROUP_SPAN);
+      const uint8_t* p = (const uint8_t*)m->data + (row + first) * row_bytes + span * BITS / 8;
+      scales.load(m, row + first, rows, span, span + n);
+      RowsAhead ahead(p + GROUP_PANEL * row_bytes, row_bytes, n * BITS / 8, GROUP_PANEL, n / GROUP_COLUMNS);
+      for (int64_t k = 0; k < n;
+           k += GROUP_COLUMNS, p += GROUP_COLUMNS * BITS / 8, to += GROUP_COLUMNS / STEP * GROUP_PANEL) {
         ahead.fetch();
-        for (int piece = 0; piece < used; piece += PIECE) {
-          GroupValues<BITS> values[PIECE];
+        const int64_t g = scales.group(span + k);
+        const uint8_t* q = p;
+        for (int piece = 0; piece < rows; piece += PIECE, q += PIECE * row_bytes) {
+          typename Units::Values values[PIECE];
+#pragma GCC unroll 8
+          for (int r = 0; r < PIECE; ++r) values[r] = {scales.scale[piece + r][g], scales.bias[piece + r][g]};
 #pragma GCC unroll 4
-          for (int r = 0; r < PIECE; ++r) values[r] = reader.group_values(piece + r, k);
-#pragma GCC unroll 4
-          for (int c = 0; c < GROUP_COLUMNS; c += LANES) {
-            vu units[PIECE];
-#pragma GCC unroll 4
-            for (int r = 0; r < PIECE; ++r) units[r] = values[r].at(reader.unpack, reader.at(piece + r, k + c), k + c);
-            store_transposed(units, to + c * PANEL + piece, PANEL);
+          for (int c = 0; c < GROUP_COLUMNS; c += UNIT_COLUMNS) {
+            vu parts[PIECE];
+#pragma GCC unroll 8
+            for (int r = 0; r < PIECE; ++r) parts[r] = units.across(values[r], q + r * row_bytes, c);
+            store_transposed(parts, to + c / STEP * GROUP_PANEL + piece, GROUP_PANEL);
           }
         }
       }
@@ -43,49 +101,46 @@ static void pack_across_groups(const Matrix* m, int64_t row, int count, int lane
   }
 }
 
-// A row at a time: its scales, then its vectors, a panel after the other.
-template <int BITS, Kind SCALES>
-static void pack_along_groups(const Matrix* m, int64_t column, int count, int64_t begin, int64_t end, uint32_t* dst,
-                              int64_t next) {
-  enum { PANEL = GEMM_VECTORS * LANES, VECTOR_BYTES = LANES * BITS / 8 };
-  const Unpack unpack = make_unpack(BITS);
-  const int64_t row_bytes = m->columns * BITS / 8, groups = m->columns >> m->group_log2, all_groups = m->rows * groups;
-  const int64_t first_group = column >> m->group_log2;
-  const void *scales = m->scales, *biases = m->biases;
-  const int vectors = count / LANES, used = int(((column + count - 1) >> m->group_log2) + 1 - first_group);
-  uint8_t group[ALONG_COLUMNS / LANES];  // of each vector of a row
-  for (int v = 0; v < vectors; ++v) group[v] = uint8_t(((column + v * LANES) >> m->group_log2) - first_group);
-  float scale[ALONG_COLUMNS / GROUP_COLUMNS + 1 + LANES], bias[ALONG_COLUMNS / GROUP_COLUMNS + 1 + LANES];
-  const int64_t bytes = vectors * VECTOR_BYTES, ahead = ALONG_ROWS * row_bytes;
-  const uint8_t* p = (const uint8_t*)m->data + begin * row_bytes + column * BITS / 8;
-  for (int64_t row = begin; row < end; ++row, p += row_bytes, dst += PANEL) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + ahead + at);
-    __builtin_prefetch(p + ahead + bytes - 1);
-    load_floats<SCALES>(scales, row * groups + first_group, used, all_groups, scale);
-    load_floats<SCALES>(biases, row * groups + first_group, used, all_groups, bias);
-    uint32_t* to = dst;
-    const uint8_t* bits = p;
-    int v = 0;
-    for (; v + GEMM_VECTORS <= vectors; v += GEMM_VECTORS, bits += GEMM_VECTORS * VECTOR_BYTES, to += next)
-#pragma GCC unroll 4
-      for (int i = 0; i < GEMM_VECTORS; ++i) {
-        const vf values = unpack_values<BITS>(unpack, bits + i * VECTOR_BYTES, 0);
-        ustore(to + i * LANES, vfma(vset(scale[group[v + i]]), values, vset(bias[group[v + i]])));
-      }
-    for (; v < vectors; ++v, bits += VECTOR_BYTES, to += LANES)
-      ustore(to, vfma(vset(scale[group[v]]), unpack_values<BITS>(unpack, bits, 0), vset(bias[group[v]])));
-  }
-}
-
+// Some rows at a time, 32 columns of them before the next ones.
 template <int BITS>
 static void pack_along_groups(const Matrix* m, int64_t column, int count, int64_t begin, int64_t end, uint32_t* dst,
                               int64_t next) {
-  switch (m->scale_kind) {
-    case Kind::F32:
-      return pack_along_groups<BITS, Kind::F32>(m, column, count, begin, end, dst, next);
-    case Kind::F16:
-      return pack_along_groups<BITS, Kind::F16>(m, column, count, begin, end, dst, next);
-    default:
-      return pack_along_groups<BITS, Kind::BF16>(m, column, count, begin, end, dst, next);
+  typedef GroupUnits<BITS> Units;
+  const Units units;
+  SpanScales<ALONG_ROWS> scales(m);
+  const int64_t row_bytes = m->columns * BITS / 8;
+  const uint8_t* p = (const uint8_t*)m->data + begin * row_bytes + column * BITS / 8;
+  for (int64_t row = begin; row < end; row += ALONG_ROWS, p += ALONG_ROWS * row_bytes) {
+    const int rows = end - row < ALONG_ROWS ? int(end - row) : int(ALONG_ROWS);
+    scales.load(m, row, rows, column, column + count);
+    if (rows % STEP != 0) {  // one more row, of zeros
+      memset(scales.scale[rows], 0, sizeof scales.scale[0]);
+      memset(scales.bias[rows], 0, sizeof scales.bias[0]);
+    }
+    RowsAhead ahead(p + ROWS_AHEAD * row_bytes, row_bytes, count * BITS / 8, ALONG_ROWS, count / GROUP_COLUMNS);
+    for (int lane = 0; lane < count; lane += GROUP_COLUMNS) {
+      ahead.fetch();
+      const int64_t g = scales.group(column + lane);
+      const uint8_t* q = p + lane * BITS / 8;
+      uint32_t* to[GROUP_COLUMNS / LANES];
+#pragma GCC unroll 4
+      for (int v = 0; v < GROUP_COLUMNS / LANES; ++v) {
+        const int at = lane + v * LANES;
+        to[v] = dst + at / GROUP_PANEL * next + (row - begin) / STEP * GROUP_PANEL + at % GROUP_PANEL;
+      }
+      for (int r = 0; r < rows; r += STEP, q += STEP * row_bytes) {
+        typename Units::Values values[STEP];
+        const uint8_t* bits[STEP];
+#pragma GCC unroll 2
+        for (int i = 0; i < STEP; ++i) {
+          values[i] = {scales.scale[r + i][g], scales.bias[r + i][g]};
+          bits[i] = r + i < rows ? q + i * row_bytes : q;
+        }
+        vu parts[GROUP_COLUMNS / LANES];
+        units.along(values, bits, parts);
+#pragma GCC unroll 4
+        for (int v = 0; v < GROUP_COLUMNS / LANES; ++v) ustore(to[v] + r / STEP * GROUP_PANEL, parts[v]);
+      }
+    }
   }
 }

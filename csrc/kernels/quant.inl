@@ -129,6 +129,14 @@ LOCALSFT_INLINE vf unpack_vector(const Unpack& u, const uint8_t* p, int64_t k) {
   return u.bits == 8 ? unpack_values<8>(u, p, k) : unpack_values<0>(u, p, k);
 }
 
+// Elements [index, index + LANES) of an array of kind F32, F16 or BF16.
+template <Kind KIND>
+LOCALSFT_INLINE vf load_whole(const void* data, int64_t index) {
+  if (KIND == Kind::F32) return vload((const float*)data + index);
+  const uint16_t* p = (const uint16_t*)data + index;
+  return KIND == Kind::F16 ? vload_f16(p) : vload_bf16(p);
+}
+
 // Elements [index, index + count) of an array of `total` floats of kind F32, F16 or BF16, as floats in whole vectors:
 // out is written up to a multiple of LANES, but nothing past the array is read.
 template <Kind KIND>
@@ -149,19 +157,28 @@ LOCALSFT_INLINE void load_floats(const void* data, int64_t index, int count, int
   }
 }
 
+// The same for `rows` rows, the elements `stride` and the floats `out_stride` apart.
+template <Kind KIND>
+LOCALSFT_INLINE void load_rows(const void* data, int64_t index, int64_t stride, int rows, int count, int64_t total,
+                               float* out, int64_t out_stride) {
+  if (index + (rows - 1) * stride + count + LANES <= total) {
+    for (int r = 0; r < rows; ++r)
+      for (int i = 0; i < count; i += LANES)
+        vstore(out + r * out_stride + i, load_whole<KIND>(data, index + r * stride + i));
+    return;
+  }
+  for (int r = 0; r < rows; ++r) load_floats<KIND>(data, index + r * stride, count, total, out + r * out_stride);
+}
+
 // Brings the cache lines of `bytes` bytes at p nearer; they need not exist.
 LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
   const uintptr_t stop = (uintptr_t)p + uintptr_t(bytes);
   for (uintptr_t at = (uintptr_t)p / 64 * 64; at < stop; at += 64) __builtin_prefetch((const void*)at);
 }
 
-// Columns that a reader looks at at a time. On AVX2 and AVX-512 decoding 576 in one piece was faster than in two (by
-// floats, as other bits than 4 and 8 still are on AVX2), and more than that was not; the other ISAs were not measured.
-#if defined(LOCALSFT_KERNELS_avx2) || defined(LOCALSFT_KERNELS_avx512)
+// Columns that a reader looks at at a time. Decoding and packing 576 in one piece was faster than in two on AVX2 and
+// AVX-512, and more than that was not.
 enum { READER_SPAN = 576 };
-#else
-enum { READER_SPAN = 512 };
-#endif
 static const float no_row[READER_SPAN + 2 * LANES] = {0};
 
 // Reads COUNT neighbouring rows of a dense matrix; rows that don't exist read as 0.
@@ -177,11 +194,12 @@ struct DenseReader {
       data[r] = r < count ? (const uint8_t*)m->data + ((row + r) * m->stride + begin) * (KIND == Kind::F32 ? 4 : 2)
                           : (const uint8_t*)no_row;
   }
-  // Brings the `columns` columns from `begin` on of the row that lies COUNT rows behind row r nearer.
-  LOCALSFT_MEMBER void prefetch_row(const Matrix* m, int r, int64_t columns) const {
-    const int64_t size = KIND == Kind::F32 ? 4 : 2;
-    prefetch(data[r] + COUNT * m->stride * size, columns * size);
+  // Where the bits of `column` of a row start; bytes from row to row, and of so many columns.
+  LOCALSFT_MEMBER const uint8_t* row_data(const Matrix* m, int64_t row, int64_t column) const {
+    return (const uint8_t*)m->data + row * row_bytes(m) + bytes_of(column);
   }
+  LOCALSFT_MEMBER int64_t row_bytes(const Matrix* m) const { return bytes_of(m->stride); }
+  LOCALSFT_MEMBER int64_t bytes_of(int64_t columns) const { return columns * (KIND == Kind::F32 ? 4 : 2); }
   // Columns [k, k + n) from `begin` on, of row r, as floats; n > 0 is cut to LANES, lanes beyond it are 0.
   LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t n) const {
     if (KIND == Kind::F32) {
@@ -197,12 +215,12 @@ struct DenseReader {
 // The same for an affine-quantized matrix, whose columns are read in whole vectors.
 template <int ROWS>
 struct AffineReader {
-  enum { COUNT = ROWS, SPAN = READER_SPAN, GROUPS = SPAN / 16 + 1, SCALED = 0, QUANTIZED = 1 };
+  enum { COUNT = ROWS, SPAN = READER_SPAN, GROUPS = (SPAN / 16 + LANES) / LANES * LANES, SCALED = 0, QUANTIZED = 1 };
   const uint8_t*
       data[COUNT];  // where the first column's bits start; UNPACK_READS bytes past the last one's are readable
   int bits, group_log2, offset;  // offset: of the first column in its group
   Unpack unpack;
-  float scale[COUNT][GROUPS + LANES], bias[COUNT][GROUPS + LANES];
+  alignas(LANES * 4) float scale[COUNT][GROUPS], bias[COUNT][GROUPS];
   uint8_t copy[COUNT][SPAN + UNPACK_READS];
 
   AffineReader(const Matrix* m) : bits(m->bits), group_log2(m->group_log2), unpack(make_unpack(m->bits)) {}
@@ -211,14 +229,11 @@ struct AffineReader {
     const int64_t row_bytes = m->columns * bits / 8, size = ((end - begin) * bits + 7) / 8;
     const uint8_t* first = (const uint8_t*)m->data + row * row_bytes + begin * bits / 8;
     const uint8_t* stop = (const uint8_t*)m->data + m->rows * row_bytes;
-    for (int r = 0; r < count; ++r) {
-      const uint8_t* p = first + r * row_bytes;
-      if (__builtin_expect(stop - p < size + UNPACK_READS, 0)) {  // the array may end a memory-mapped file
-        memcpy(copy[r], p, size_t(size));
-        memset(copy[r] + size, 0, UNPACK_READS);
-        p = copy[r];
-      }
-      data[r] = p;
+    for (int r = 0; r < count; ++r) data[r] = first + r * row_bytes;
+    for (int r = count; r-- > 0 && stop - data[r] < size + UNPACK_READS;) {  // the array may end a memory-mapped file
+      memcpy(copy[r], data[r], size_t(size));
+      memset(copy[r] + size, 0, UNPACK_READS);
+      data[r] = copy[r];
     }
     for (int r = count; r < COUNT; ++r) {  // rows that don't exist: any bits, scaled by 0
       data[r] = copy[r];
@@ -237,18 +252,17 @@ struct AffineReader {
   }
   template <Kind KIND>
   LOCALSFT_MEMBER void seek_scales(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
-    const int64_t groups = m->columns >> group_log2, first = begin >> group_log2;
+    const int64_t groups = m->columns >> group_log2, first = begin >> group_log2, total = m->rows * groups;
     const int used = int(((end - 1) >> group_log2) + 1 - first);
     offset = int(begin - (first << group_log2));
-    for (int r = 0; r < count; ++r) {
-      const int64_t index = (row + r) * groups + first;
-      load_floats<KIND>(m->scales, index, used, m->rows * groups, scale[r]);
-      load_floats<KIND>(m->biases, index, used, m->rows * groups, bias[r]);
-    }
+    load_rows<KIND>(m->scales, row * groups + first, groups, count, used, total, scale[0], GROUPS);
+    load_rows<KIND>(m->biases, row * groups + first, groups, count, used, total, bias[0], GROUPS);
   }
-  LOCALSFT_MEMBER void prefetch_row(const Matrix* m, int r, int64_t columns) const {
-    prefetch(data[r] + COUNT * m->columns * bits / 8, columns * bits / 8);
+  LOCALSFT_MEMBER const uint8_t* row_data(const Matrix* m, int64_t row, int64_t column) const {
+    return (const uint8_t*)m->data + row * row_bytes(m) + bytes_of(column);
   }
+  LOCALSFT_MEMBER int64_t row_bytes(const Matrix* m) const { return bytes_of(m->columns); }
+  LOCALSFT_MEMBER int64_t bytes_of(int64_t columns) const { return columns * bits / 8; }
   LOCALSFT_MEMBER int group(int64_t k) const { return int((offset + k) >> group_log2); }
   LOCALSFT_MEMBER const uint8_t* at(int r, int64_t k) const { return data[r] + k * bits / 8; }
   LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t) const {
