@@ -162,7 +162,7 @@ Matrix row_range(const Matrix& m, int64_t row, int64_t count) {
   return part;
 }
 
-void multiply(Context& ctx, const std::vector<Product>& products) {
+void multiply(Context& ctx, const std::vector<Product>& products, const Tasks& also) {
   const auto& g = ctx.kernels.gemm;
   const int64_t threads = ctx.pool.size();
   int64_t panels = 0;
@@ -192,7 +192,13 @@ void multiply(Context& ctx, const std::vector<Product>& products) {
       panels -= wide;
     }
   }
-  ctx.pool.run(int64_t(tasks.size()), [&](int64_t task, int thread) { run_task(ctx, tasks[size_t(task)], thread); });
+  const auto count = int64_t(tasks.size());
+  ctx.pool.run(count + also.count, [&](int64_t task, int thread) {
+    if (task < count)
+      run_task(ctx, tasks[size_t(task)], thread);
+    else
+      also.run(task - count, thread);
+  });
 }
 
 double peak_flops(Context& ctx) {

@@ -6,6 +6,7 @@
 // are one product each, and nothing but the panel is ever dequantized.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "context.h"
@@ -65,9 +66,15 @@ inline int64_t packed_units(const Context& ctx, int64_t rows, int64_t steps) {
   return round_up(rows, ctx.kernels.gemm.tile_rows) * steps;
 }
 
-// All products in one parallel run. They must not write what another reads. Uses slot kPanelSlot and kSumSlot of every
-// thread.
-void multiply(Context& ctx, const std::vector<Product>& products);
+// Tasks of another kind: run(task, thread) for the tasks [0, count).
+struct Tasks {
+  int64_t count = 0;
+  std::function<void(int64_t, int)> run;
+};
+
+// All products in one parallel run, and then, in the same, `also`: who is done with the products first goes on with
+// those. None may write what another reads. Uses slot kPanelSlot and kSumSlot of every thread.
+void multiply(Context& ctx, const std::vector<Product>& products, const Tasks& also = {});
 
 // FLOP/s of the register tile on all threads when nothing is loaded or stored: the ceiling of multiply.
 double peak_flops(Context& ctx);

@@ -151,8 +151,8 @@ void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, c
 
 // d_a_i += du_iᵀ·x and d_b_i += scale_i·u_iᵀ·dy_i, over all rows; a task is a block of columns of x, for all members,
 // or of one dy.
-void low_rank_gradients(Context& ctx, int64_t m, const std::vector<const void*>& dys,
-                        const std::vector<Member>& members, const void* x, const float* u, const float* du) {
+Tasks low_rank_gradients(const Context& ctx, int64_t m, const std::vector<const void*>& dys,
+                         const std::vector<Member>& members, const void* x, const float* u, const float* du) {
   constexpr int64_t kColumns = 128;  // per task
   const int64_t rank = total_rank(members), size = ctx.kernels.act_bf16 ? 2 : 4;
   struct Sum {  // out (rank, columns) += scale·sᵀ·x
@@ -175,9 +175,9 @@ void low_rank_gradients(Context& ctx, int64_t m, const std::vector<const void*>&
     inputs.push_back({dys[i], members[i].weight.rows, {{u + column, adapter.rank, adapter.scale, adapter.d_b}}});
     column += adapter.rank;
   }
+  if (rank == 0) return {};
   for (const Input& input : inputs) tasks += ceil_div(input.columns, kColumns);
-  if (rank == 0) return;
-  ctx.pool.run(tasks, [&](int64_t task, int) {
+  auto run = [=, &ctx, inputs = std::move(inputs)](int64_t task, int) {
     size_t i = 0;
     for (; task >= ceil_div(inputs[i].columns, kColumns); ++i) task -= ceil_div(inputs[i].columns, kColumns);
     const Input& input = inputs[i];
@@ -185,7 +185,8 @@ void low_rank_gradients(Context& ctx, int64_t m, const std::vector<const void*>&
     for (const Sum& sum : input.sums)
       ctx.kernels.gemm.outer(static_cast<const uint8_t*>(input.x) + begin * size, input.columns, sum.s, rank, sum.rank,
                              m, count, sum.scale, sum.out + begin, input.columns);
-  });
+  };
+  return {tasks, std::move(run)};
 }
 
 // Rows [begin, end) of a member's weight, a part of backward's reduction.
@@ -292,10 +293,9 @@ void backward_block(Context& ctx, int64_t m, const std::vector<const void*>& dys
     std::vector<Product> products;
     if (dx.data != nullptr) products.push_back(std::move(to_dx));
     if (dx_lora != nullptr && last) products.push_back(std::move(to_dx_lora));
-    if (!products.empty()) multiply(ctx, products);
+    multiply(ctx, products, last ? low_rank_gradients(ctx, m, dys, members, x, u, du) : Tasks{});
     dx.add = true;
   }
-  low_rank_gradients(ctx, m, dys, members, x, u, du);
 }
 
 }  // namespace
