@@ -16,6 +16,7 @@ Best-fit-decreasing packing and the prefix tree are C++ (csrc/pack.h).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,14 +95,17 @@ def pack_owned(examples: Sequence[Example], tokens_per_pack: int, pack: bool = T
     return batches
 
 
+@functools.lru_cache(maxsize=1)
 def epoch_order(count: int, seed: int, epoch: int) -> Int64:
-    """The order (count,) in which an epoch goes through the examples.
+    """The order (count,), not to be written to, in which an epoch goes through the examples.
 
     A function of the arguments alone, on every machine: ranks of 64-bit values of the counter-based Philox generator, keyed by
     (seed, epoch); NumPy keeps the raw stream of a bit generator stable (NEP 19), unlike ``Generator.permutation``.
     """
     values = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
-    return np.argsort(values, kind="stable")
+    order = np.argsort(values, kind="stable")
+    order.flags.writeable = False  # the next step of the epoch gets the same array
+    return order
 
 
 def _total(batches: Sequence[OwnedBatch]) -> int:

@@ -10,7 +10,7 @@ frozen layers below the lowest adapted one keep nothing and get no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,26 +100,25 @@ class Model:
         self.buffers = Buffers()
         self._dh = "dh" if checkpoint else "h"  # the backward pass has no other use for h, but to compute layers again
         self.lowest = min((layer.index for layer in layers if layer.adapted), default=len(layers))
+        groups = [group for layer in layers for group in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        self.magnitudes: list[tuple[Linear, Magnitude]] = [  # of the linears with DoRA, each once
+            (linear, linear.adapter.magnitude)
+            for group in groups
+            for linear in group.members
+            if linear.adapter and linear.adapter.magnitude
+        ]
         # Where a layer works that keeps nothing: in the arrays of the first that does, which comes later or not at all.
         self._passing = "layer." if checkpoint else f"{self.lowest}."
 
     def update_factors(self) -> None:
         """DoRA's factors by the adapters' present values: to be called when these have changed."""
-        for linear, magnitude in self.magnitudes():
+        for linear, magnitude in self.magnitudes:
             assert linear.adapter is not None
             magnitude.update(self.ops, linear.weight, linear.adapter.a, linear.adapter.b, linear.adapter.scale)
 
     def weight_squares(self) -> dict[str, NDArray[np.float64]]:
         """‖W_o‖² (out,) of the linears with DoRA, by name."""
-        return {linear.name: magnitude.weight_squares for linear, magnitude in self.magnitudes()}
-
-    def magnitudes(self) -> Iterator[tuple[Linear, Magnitude]]:
-        """The linears with DoRA, each once."""
-        for layer in self.layers:
-            for group in (layer.qkv, layer.o, layer.gate_up, layer.down):
-                for linear in group.members:
-                    if linear.adapter and linear.adapter.magnitude:
-                        yield linear, linear.adapter.magnitude
+        return {linear.name: magnitude.weight_squares for linear, magnitude in self.magnitudes}
 
     # ---- forward -----------------------------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ def test_gradients_are_finite_differences(golden: Golden) -> None:
             parameters = nudged.parameters
             view = parameters.view(parameters.values, name)
             view[at[::-1] if name.endswith("lora_a") else at] += sign * step
-            for linear, magnitude in nudged.model.magnitudes():
+            for linear, magnitude in nudged.model.magnitudes:
                 if f"{linear.name}.m" == name:  # the factor is m / norm, the norm as it was
                     magnitude.factors[...] = magnitude.m * magnitude.inverse_norms
             losses.append(sum(nudged.accumulate(batch).loss for batch in batches))
@@ -142,7 +142,7 @@ def test_it_starts_as_the_base(golden: Golden, ops: Any) -> None:
     base = golden.values["base/logits"][: n - 1]
     dora = CpuEngine(golden.base, DORA, OPTIM, ops, seed=1)
     plain = CpuEngine(golden.base, replace(DORA, variant="lora"), OPTIM, ReferenceOps(bf16=True), seed=1)
-    assert all((magnitude.factors == 1).all() for _, magnitude in dora.model.magnitudes())
+    assert all((magnitude.factors == 1).all() for _, magnitude in dora.model.magnitudes)
     assert relative(dora.logits(every), base) < (2 * relative(plain.logits(every), base) if ops.act_bf16 else 2**-23 * 32)
 
 
