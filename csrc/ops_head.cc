@@ -11,9 +11,9 @@ namespace {
 
 enum Slot { kRows, kExponentials, kPartials, kPerRow, kTile, kWeightRow, kAgain, kAgainRows };
 
-// Rows at a time, and columns of their exponentials (or a little more): what stays in the last-level cache between the
-// two products that use it, 4 MB of floats. Columns don't depend on the rows, so a row's results don't either.
-constexpr int64_t kMostRows = 512, kBlock = 2048;
+// Rows at a time, and units of their exponentials (or a little more): 4 MB, which stay in the last-level cache between
+// the two products that use them. Columns don't depend on the rows, so a row's results don't either.
+constexpr int64_t kMostRows = 512, kBlockUnits = 2048;
 // Panels of logits that a task computes at a time, and rows of them.
 constexpr int64_t kMostPanels = 4, kTileRows = 64;
 // exp of a difference of logits up to this: a sum of them, and their product with a weight, stay far below the largest
@@ -109,7 +109,7 @@ class Softmax {
   // alone.
   std::vector<float> walk(const Rows& rows) {
     const int64_t width = panels_ * g_.panel, padded = round_up(rows.count, g_.tile_rows);
-    const int64_t block = ceil_div(std::min(kBlock, w_.rows), width) * width;
+    const int64_t block = ceil_div(std::min(kBlockUnits * g_.step, w_.rows), width) * width;
     std::vector<double> sums(size_t(rows.count), 0.0);
     std::vector<float> largest(rows.target_logits, rows.target_logits + rows.count);
     std::fill(rows.wins, rows.wins + rows.count, 1);

@@ -13,7 +13,7 @@ from localsft.engine.base import BatchSize
 from localsft.engine.cpu.buffers import Buffers
 from localsft.engine.cpu.model import BLOCK_ROWS, Model
 
-HEAD_ROWS, HEAD_COLUMNS = 512, 2304  # rows and columns of exponentials that exist at a time, at most (csrc/ops_head.cc)
+HEAD_ROWS, HEAD_BYTES = 512, 4 * 2304  # rows of exponentials that exist at a time, and bytes of each, at most (csrc/ops_head.cc)
 PACKED_UNITS, MIN_ROWS = 4 << 20, 512  # how rows are cut before they are packed (csrc/ops_linear.cc)
 SLAB_STEPS = 4096  # of backward's reduction that are packed at a time, where sums are floats
 PER_THREAD = 8 << 20  # panels, partial sums and the state of attention: a few buffers of a huge page each (csrc/scratch.h)
@@ -113,7 +113,7 @@ def kernel_bytes(model: Model, tokens: int, targets: int, threads: int) -> int:
             blocks = -(-tokens // most)
             rows = max(rows, -(-tokens // blocks) * (reduction + 4 * group.rank) * element)
     head_rows = min(targets, HEAD_ROWS)
-    exponentials = head_rows * min(HEAD_COLUMNS, arch.vocab) * element
+    exponentials = head_rows * min(HEAD_BYTES, arch.vocab * element)
     keys = tokens * arch.kv_heads * arch.head_size
     return max(rows, head_rows * arch.hidden * element) + exponentials + keys * (3 * element + 8) + threads * PER_THREAD
 
