@@ -131,7 +131,7 @@ static void pack_along_with(const Matrix* m, int64_t column, int count, int lane
 }
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
-// Affine weights of at most 4 bits from a whole group on: two rows by 32 columns at a time.
+// Affine weights of 2 and 3 bits in groups of whole 32 columns: two rows by 32 columns at a time.
 static void pack_along_table(const Matrix* m, int64_t column, int count, int64_t begin, int64_t end, int width,
                              uint32_t* dst, int64_t next) {
   TableReader<ALONG_ROWS, Order::PAIR> reader(m);
@@ -196,7 +196,7 @@ static void pack_along(const Matrix* m, int64_t column, int count, int lanes, in
   }
 #endif
 #if defined(LOCALSFT_KERNELS_avx512bf16)
-  if (m->kind == Kind::AFFINE && m->bits <= 4 && m->group_log2 >= 5 && column % 32 == 0 && count % 32 == 0)
+  if (m->kind == Kind::AFFINE && m->bits < 4 && m->group_log2 >= 5 && column % 32 == 0 && count % 32 == 0)
     return pack_along_table(m, column, count, begin, end, width, dst, next);
 #endif
   switch (m->kind) {

@@ -4,19 +4,19 @@
 //   STEP        columns or rows of the reduction in a unit
 //   GEMM_ROWS × GEMM_VECTORS·LANES   the register tile
 //   PIECE       rows that are transposed at a time; divides GEMM_ROWS and LANES
-//   CACHED      units of packed panels that stay in the cache (half of a usual L2) while the rows pass by
+//   CACHED      units of packed panels that stay in the cache (about half of a usual L2) while the rows pass by
 //   CHUNK       steps of the reduction that are multiplied at a time
 //   BLOCK_ROWS  rows that one panel of a chunk meets before the next panel
 //   LEAST_PANELS  of a task: 1 where packing a single one was timed, and is no slower than packing two
 //
 // A panel of a chunk meets BLOCK_ROWS rows in one call, which then come from L2, and so does the panel: the narrow tile
-// of AVX2 wants 96 bytes of it every 6 cycles. A chunk short enough for the panel to stay in L1 (256) was slower on
-// Zen 3, as every chunk's sums are stored and read again. Where it was never timed, all panels of a task meet a row
-// tile in turn.
+// of AVX2 wants 96 bytes of it every 6 cycles. Every chunk's sums are stored and read again: one short enough for the
+// panel to stay in L1 (256) was slower on Zen 3, as 512 was beside 768 on Zen 5. Where it was never timed, all panels
+// of a task meet a row tile in turn.
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
 
-enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 128 };
+enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 768 * 192, CHUNK = 768, BLOCK_ROWS = 128 };
 enum { LEAST_PANELS = 2 };
 typedef __m512i vu;
 LOCALSFT_INLINE vu uload(const uint32_t* p) { return _mm512_loadu_si512(p); }
@@ -47,7 +47,7 @@ LOCALSFT_INLINE vu uinterleave_bf16(const uint16_t* even, const uint16_t* odd, i
 #else  // a unit is a float
 
 #if defined(LOCALSFT_KERNELS_avx512)
-enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 128 };
+enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 768 * 192, CHUNK = 768, BLOCK_ROWS = 128 };
 enum { LEAST_PANELS = 2 };
 #elif defined(LOCALSFT_KERNELS_avx2)
 enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 16, CHUNK = 576, BLOCK_ROWS = 128 };
