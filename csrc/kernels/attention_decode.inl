@@ -77,8 +77,14 @@ static void decode_heads(const AttentionShape& s, const float* q, const act_t* k
                          float* m, float* l, float* scores) {
   const int64_t row_step = s.kv_heads * s.E, n_padded = round_up(n, LANES);
   const ScoreRule rule(s);
-  for (int64_t key = 0; key < n; key += LANES)
+  const int64_t row_bytes = s.E * int64_t(sizeof(act_t));
+  for (int64_t key = 0; key < n; key += LANES) {
+    for (int i = 0; i < LANES; ++i) {  // the caches of several answers come from memory
+      prefetch(k + (key + LANES + i) * row_step, row_bytes);
+      prefetch(v + (key + i) * row_step, row_bytes);
+    }
     decode_products<NG>(q, k + key * row_step, row_step, int(at_most(n - key, LANES)), s.E, scores + key, n_padded);
+  }
   for (int g = 0; g < NG; ++g) decode_softmax(rule, scores + g * n_padded, n, n_padded, m + g, l + g);
   int64_t e = 0;
   for (; e + DECODE_VECTORS * LANES <= s.E; e += DECODE_VECTORS * LANES)

@@ -170,12 +170,6 @@ LOCALSFT_INLINE void load_rows(const void* data, int64_t index, int64_t stride, 
   for (int r = 0; r < rows; ++r) load_floats<KIND>(data, index + r * stride, count, total, out + r * out_stride);
 }
 
-// Brings the cache lines of `bytes` bytes at p nearer; they need not exist.
-LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
-  const uintptr_t stop = (uintptr_t)p + uintptr_t(bytes);
-  for (uintptr_t at = (uintptr_t)p / 64 * 64; at < stop; at += 64) __builtin_prefetch((const void*)at);
-}
-
 // Columns that a reader looks at at a time. Decoding and packing 576 in one piece was faster than in two on AVX2 and
 // AVX-512, and more than that was not.
 enum { READER_SPAN = 576 };

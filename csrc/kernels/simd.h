@@ -382,6 +382,12 @@ LOCALSFT_INLINE vf vexp(vf x) {
   return vscale2(vadd(vfma(vmul(p, r), r, r), vset(1.0f)), n);
 }
 
+// Brings the cache lines of `bytes` bytes at p nearer; they need not exist.
+LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
+  const uintptr_t stop = (uintptr_t)p + uintptr_t(bytes);
+  for (uintptr_t at = (uintptr_t)p / 64 * 64; at < stop; at += 64) __builtin_prefetch((const void*)at);
+}
+
 }  // namespace LOCALSFT_KERNELS
 }  // namespace kernels
 }  // namespace localsft
