@@ -156,6 +156,15 @@ def test_forms(ctx: _core.Context, form: str) -> None:
     group.check_backward()
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form[:2] in ("4x", "8x")])
+def test_whole_panels(ctx: _core.Context, form: str) -> None:
+    """Widths that packing by groups takes, and beside them one that it does not; a reduction of an odd number of rows."""
+    for K in (384, 1152):  # one span of scales, and two
+        group = Group.make(ctx, 22, 13, K, form, [240, 161], [5, 0])
+        group.check_forward()
+        group.check_backward()
+
+
 @pytest.mark.parametrize("K", [1, 2, 7, 16, 31, 33, 49, 130])
 @pytest.mark.parametrize("form", ["f32", "bf16"])
 def test_odd_widths(ctx: _core.Context, form: str, K: int) -> None:
