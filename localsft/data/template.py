@@ -26,6 +26,10 @@ _FLAT = frozenset(("role", "content"))  # of a message: texts
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
+class TooManySteps(InputError):
+    """A template took more steps on a conversation than any honest one needs."""
+
+
 class ChatTemplate:
     """A compiled chat template. ``now``: what strftime_now tells; default the time of the call."""
 
@@ -77,6 +81,7 @@ class ChatTemplate:
 
         Raises:
             InputError: the template refuses the conversation, fails on it, or takes more than it may; ``source`` is named.
+            TooManySteps: of these, when it is steps that it takes more of.
         """
         try:
             text: str = self._environment.render_template(
@@ -88,7 +93,8 @@ class ChatTemplate:
                 eos_token=self.eos,
             )
         except Exception as error:  # whatever fails in there, also in a Python callback, is the template's doing
-            raise InputError(f"{source or self.where}: the chat template can't render this conversation: {_first_line(error)}") from None
+            kind = TooManySteps if getattr(error, "kind", "") == "OutOfFuel" else InputError
+            raise kind(f"{source or self.where}: the chat template can't render this conversation: {_first_line(error)}") from None
         if len(text) > MAX_OUTPUT:
             raise InputError(f"{source or self.where}: the chat template wrote over {MAX_OUTPUT} characters; pass another with --template")
         return text

@@ -16,12 +16,13 @@ from tests.tiny_vocab import CHATML, tiny_tokenizer
     [
         "{% set n = namespace(x='aaaaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
         "{% for a in range(9999) %}{% for b in range(9999) %}{{ messages | string | upper }}{% endfor %}{% endfor %}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% if a == b %}{% endif %}{% endfor %}{% endfor %}",
         "{{ " + "not " * 100_000 + "1 }}",
         "{{ a" + ".b" * 100_000 + " }}",
         "{{ 1" + " | string" * 100_000 + " }}",
         "{% if 0 %}" + "{% elif 0 %}" * 30_000 + "{% endif %}",
     ],
-    ids=["doubling", "loops", "operators", "attributes", "filters", "branches"],
+    ids=["doubling", "loops", "quick loops", "operators", "attributes", "filters", "branches"],
 )
 def test_eating_memory_time_or_stack_is_refused(source: str) -> None:
     with pytest.raises(InputError, match=r"model.gguf: the chat template takes more than a second or 512 MiB") as error:
