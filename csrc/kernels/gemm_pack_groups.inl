@@ -4,8 +4,6 @@
 // time, whole bytes of it, and nothing past them.
 
 enum { GROUP_COLUMNS = 32, GROUP_PANEL = GEMM_VECTORS * LANES, UNIT_COLUMNS = STEP * LANES };
-// Columns whose scales are looked at at a time, and those scales, in whole vectors.
-enum { GROUP_SPAN = 1024, SPAN_SCALES = GROUP_SPAN / GROUP_COLUMNS + LANES };
 
 template <int BITS>
 static bool packs_groups(const Matrix* m) {
@@ -33,35 +31,6 @@ struct GroupUnits {
 };
 #endif
 
-// The scales and biases of `rows` rows from `row` on, of the columns [begin, end).
-template <int ROWS>
-struct SpanScales {
-  alignas(64) float scale[ROWS][SPAN_SCALES], bias[ROWS][SPAN_SCALES];
-  const int group_log2;
-  int64_t first;
-
-  explicit SpanScales(const Matrix* m) : group_log2(m->group_log2) {}
-  LOCALSFT_MEMBER void load(const Matrix* m, int64_t row, int rows, int64_t begin, int64_t end) {
-    switch (m->scale_kind) {
-      case Kind::F32:
-        return load_kind<Kind::F32>(m, row, rows, begin, end);
-      case Kind::F16:
-        return load_kind<Kind::F16>(m, row, rows, begin, end);
-      default:
-        return load_kind<Kind::BF16>(m, row, rows, begin, end);
-    }
-  }
-  template <Kind KIND>
-  LOCALSFT_MEMBER void load_kind(const Matrix* m, int64_t row, int rows, int64_t begin, int64_t end) {
-    first = begin >> group_log2;
-    const int64_t groups = m->columns >> group_log2, total = m->rows * groups;
-    const int count = int(((end - 1) >> group_log2) + 1 - first);
-    load_rows<KIND>(m->scales, row * groups + first, groups, rows, count, total, scale[0], SPAN_SCALES);
-    load_rows<KIND>(m->biases, row * groups + first, groups, rows, count, total, bias[0], SPAN_SCALES);
-  }
-  LOCALSFT_MEMBER int64_t group(int64_t column) const { return (column >> group_log2) - first; }
-};
-
 // A panel at a time, 32 columns of all its rows before the next ones: what is written stays in the nearest cache. All
 // of the panels' rows exist, up to a multiple of LANES.
 template <int BITS>
@@ -69,20 +38,20 @@ static void pack_across_groups(const Matrix* m, int64_t row, int count, int64_t 
                                int64_t next) {
   typedef GroupUnits<BITS> Units;
   const Units units;
-  SpanScales<GROUP_PANEL> scales(m);
+  GroupScales<GROUP_PANEL> scales(m);
   const int64_t row_bytes = m->columns * BITS / 8;
   for (int first = 0; first < count; first += GROUP_PANEL, dst += next) {
     const int rows = count - first < GROUP_PANEL ? count - first : int(GROUP_PANEL);
     uint32_t* to = dst;
-    for (int64_t span = begin; span < end; span += GROUP_SPAN) {
-      const int64_t n = end - span < GROUP_SPAN ? end - span : int64_t(GROUP_SPAN);
+    for (int64_t span = begin; span < end; span += READER_SPAN) {
+      const int64_t n = end - span < READER_SPAN ? end - span : int64_t(READER_SPAN);
       const uint8_t* p = (const uint8_t*)m->data + (row + first) * row_bytes + span * BITS / 8;
       scales.load(m, row + first, rows, span, span + n);
       RowsAhead ahead(p + GROUP_PANEL * row_bytes, row_bytes, n * BITS / 8, GROUP_PANEL, n / GROUP_COLUMNS);
       for (int64_t k = 0; k < n;
            k += GROUP_COLUMNS, p += GROUP_COLUMNS * BITS / 8, to += GROUP_COLUMNS / STEP * GROUP_PANEL) {
         ahead.fetch();
-        const int64_t g = scales.group(span + k);
+        const int g = scales.group(k);
         const uint8_t* q = p;
         for (int piece = 0; piece < rows; piece += PIECE, q += PIECE * row_bytes) {
           typename Units::Values values[PIECE];
@@ -107,20 +76,17 @@ static void pack_along_groups(const Matrix* m, int64_t column, int count, int64_
                               int64_t next) {
   typedef GroupUnits<BITS> Units;
   const Units units;
-  SpanScales<ALONG_ROWS> scales(m);
+  GroupScales<ALONG_ROWS> scales(m);
   const int64_t row_bytes = m->columns * BITS / 8;
   const uint8_t* p = (const uint8_t*)m->data + begin * row_bytes + column * BITS / 8;
   for (int64_t row = begin; row < end; row += ALONG_ROWS, p += ALONG_ROWS * row_bytes) {
     const int rows = end - row < ALONG_ROWS ? int(end - row) : int(ALONG_ROWS);
     scales.load(m, row, rows, column, column + count);
-    if (rows % STEP != 0) {  // one more row, of zeros
-      memset(scales.scale[rows], 0, sizeof scales.scale[0]);
-      memset(scales.bias[rows], 0, sizeof scales.bias[0]);
-    }
+    if (rows % STEP != 0) scales.clear(rows);
     RowsAhead ahead(p + ROWS_AHEAD * row_bytes, row_bytes, count * BITS / 8, ALONG_ROWS, count / GROUP_COLUMNS);
     for (int lane = 0; lane < count; lane += GROUP_COLUMNS) {
       ahead.fetch();
-      const int64_t g = scales.group(column + lane);
+      const int g = scales.group(lane);
       const uint8_t* q = p + lane * BITS / 8;
       uint32_t* to[GROUP_COLUMNS / LANES];
 #pragma GCC unroll 4

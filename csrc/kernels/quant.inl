@@ -206,18 +206,54 @@ struct DenseReader {
   }
 };
 
+// The scales and biases of ROWS neighbouring rows of an affine matrix, as floats, over at most READER_SPAN columns.
+template <int ROWS>
+struct GroupScales {
+  enum { GROUPS = (READER_SPAN / 16 + LANES) / LANES * LANES };  // no group is smaller than 16
+  const int group_log2;
+  int offset;  // of the first column in its group
+  alignas(LANES * 4) float scale[ROWS][GROUPS], bias[ROWS][GROUPS];
+
+  explicit GroupScales(const Matrix* m) : group_log2(m->group_log2) {}
+  // Of the rows [row, row + count) and the columns [begin, end); further rows stay as they are.
+  LOCALSFT_MEMBER void load(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
+    switch (m->scale_kind) {
+      case Kind::F32:
+        return load_kind<Kind::F32>(m, row, count, begin, end);
+      case Kind::F16:
+        return load_kind<Kind::F16>(m, row, count, begin, end);
+      default:
+        return load_kind<Kind::BF16>(m, row, count, begin, end);
+    }
+  }
+  template <Kind KIND>
+  LOCALSFT_MEMBER void load_kind(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
+    const int64_t groups = m->columns >> group_log2, first = begin >> group_log2, total = m->rows * groups;
+    const int used = int(((end - 1) >> group_log2) + 1 - first);
+    offset = int(begin - (first << group_log2));
+    load_rows<KIND>(m->scales, row * groups + first, groups, count, used, total, scale[0], GROUPS);
+    load_rows<KIND>(m->biases, row * groups + first, groups, count, used, total, bias[0], GROUPS);
+  }
+  // A row that does not exist: any bits, scaled by 0.
+  LOCALSFT_MEMBER void clear(int r) {
+    memset(scale[r], 0, sizeof scale[r]);
+    memset(bias[r], 0, sizeof bias[r]);
+  }
+  // Of the k-th column from `begin` on.
+  LOCALSFT_MEMBER int group(int64_t k) const { return int((offset + k) >> group_log2); }
+};
+
 // The same for an affine-quantized matrix, whose columns are read in whole vectors.
 template <int ROWS>
-struct AffineReader {
-  enum { COUNT = ROWS, SPAN = READER_SPAN, GROUPS = (SPAN / 16 + LANES) / LANES * LANES, SCALED = 0, QUANTIZED = 1 };
+struct AffineReader : GroupScales<ROWS> {
+  enum { COUNT = ROWS, SPAN = READER_SPAN, SCALED = 0, QUANTIZED = 1 };
   const uint8_t*
       data[COUNT];  // where the first column's bits start; UNPACK_READS bytes past the last one's are readable
-  int bits, group_log2, offset;  // offset: of the first column in its group
+  const int bits;
   Unpack unpack;
-  alignas(LANES * 4) float scale[COUNT][GROUPS], bias[COUNT][GROUPS];
   uint8_t copy[COUNT][SPAN + UNPACK_READS];
 
-  AffineReader(const Matrix* m) : bits(m->bits), group_log2(m->group_log2), unpack(make_unpack(m->bits)) {}
+  AffineReader(const Matrix* m) : GroupScales<ROWS>(m), bits(m->bits), unpack(make_unpack(m->bits)) {}
   // `begin` is a multiple of LANES.
   LOCALSFT_MEMBER void seek(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
     const int64_t row_bytes = m->columns * bits / 8, size = ((end - begin) * bits + 7) / 8;
@@ -229,39 +265,22 @@ struct AffineReader {
       memset(copy[r] + size, 0, UNPACK_READS);
       data[r] = copy[r];
     }
-    for (int r = count; r < COUNT; ++r) {  // rows that don't exist: any bits, scaled by 0
+    for (int r = count; r < COUNT; ++r) {  // rows that don't exist
       data[r] = copy[r];
       memset(copy[r], 0, sizeof copy[r]);
-      memset(scale[r], 0, sizeof scale[r]);
-      memset(bias[r], 0, sizeof bias[r]);
+      this->clear(r);
     }
-    switch (m->scale_kind) {
-      case Kind::F32:
-        return seek_scales<Kind::F32>(m, row, count, begin, end);
-      case Kind::F16:
-        return seek_scales<Kind::F16>(m, row, count, begin, end);
-      default:
-        return seek_scales<Kind::BF16>(m, row, count, begin, end);
-    }
-  }
-  template <Kind KIND>
-  LOCALSFT_MEMBER void seek_scales(const Matrix* m, int64_t row, int count, int64_t begin, int64_t end) {
-    const int64_t groups = m->columns >> group_log2, first = begin >> group_log2, total = m->rows * groups;
-    const int used = int(((end - 1) >> group_log2) + 1 - first);
-    offset = int(begin - (first << group_log2));
-    load_rows<KIND>(m->scales, row * groups + first, groups, count, used, total, scale[0], GROUPS);
-    load_rows<KIND>(m->biases, row * groups + first, groups, count, used, total, bias[0], GROUPS);
+    this->load(m, row, count, begin, end);
   }
   LOCALSFT_MEMBER const uint8_t* row_data(const Matrix* m, int64_t row, int64_t column) const {
     return (const uint8_t*)m->data + row * row_bytes(m) + bytes_of(column);
   }
   LOCALSFT_MEMBER int64_t row_bytes(const Matrix* m) const { return bytes_of(m->columns); }
   LOCALSFT_MEMBER int64_t bytes_of(int64_t columns) const { return columns * bits / 8; }
-  LOCALSFT_MEMBER int group(int64_t k) const { return int((offset + k) >> group_log2); }
   LOCALSFT_MEMBER const uint8_t* at(int r, int64_t k) const { return data[r] + k * bits / 8; }
   LOCALSFT_MEMBER vf floats(int r, int64_t k, int64_t) const {
-    const int g = group(k);
-    return vfma(vset(scale[r][g]), unpack_vector(unpack, at(r, k), k), vset(bias[r][g]));
+    const int g = this->group(k);
+    return vfma(vset(this->scale[r][g]), unpack_vector(unpack, at(r, k), k), vset(this->bias[r][g]));
   }
 };
 

@@ -165,6 +165,19 @@ def test_whole_panels(ctx: _core.Context, form: str) -> None:
         group.check_backward()
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_row_that_does_not_exist_is_zero(ctx: _core.Context, bits: int) -> None:
+    """A pair of rows of which one is past the end is no number times 0 where memory holds what an earlier weight left there."""
+    K, M = 384, 3
+    dx, u = np.empty((M, K), np.float32), np.empty((M, 0), np.float32)
+    for rows, scale in ((16, np.nan), (1, 1.0)) * 2:
+        scales = np.full((rows, K // 32), scale, np.float16)
+        weight = _core.affine_weight(np.zeros((rows, K * bits // 32), np.uint32), scales, scales, bits, 32)
+        dy = to_act(ctx, np.ones((M, rows)))
+        _core.linear_backward(ctx, [dy], [weight], [None], [None], [1.0], empty_act(ctx, M, K), u, [None], [None], dx, False)
+        assert np.isnan(dx).all() if rows == 16 else (dx == 1).all()
+
+
 @pytest.mark.parametrize("K", [1, 2, 7, 16, 31, 33, 49, 130])
 @pytest.mark.parametrize("form", ["f32", "bf16"])
 def test_odd_widths(ctx: _core.Context, form: str, K: int) -> None:
