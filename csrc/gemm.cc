@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "ahead.h"
+
 namespace localsft {
 
 namespace {
@@ -14,18 +16,20 @@ constexpr int64_t kMostColumns = 192;
 // More tasks would make a thread wait less for another at the end, and pack more panels twice.
 constexpr int64_t kTasksPerThread = 3;
 
-// A part of a product that one thread computes: some neighbouring panels, a part of the row tiles of every row set.
-struct Task {
-  const Product* product;
-  int64_t column;
-  int columns;
-  int64_t part, parts;  // of the rows
-};
-
 // A stretch of one term's reduction, in steps.
 struct Stretch {
   const Term* term;
   int64_t begin, steps;
+};
+using Chunk = std::vector<Stretch>;
+
+// A part of a product that one thread computes: some neighbouring panels, a part of the row tiles of every row set.
+struct Task {
+  const Product* product;
+  const std::vector<Chunk>* chunks;  // of the product's reduction
+  int64_t column;
+  int columns;
+  int64_t part, parts;  // of the rows
 };
 
 int64_t steps_of(const Context& ctx, const Term& term) {
@@ -37,12 +41,12 @@ int64_t steps_of(const Context& ctx, const Term& term) {
 // probabilities of 1e-9 beside one of 0.1, in the head). Cuts depend on the reduction alone, not on how the columns are
 // split, and so do results. They are at multiples of 32 steps of an `across` term, which comes first. A product without
 // terms has one chunk without stretches: its result is zero.
-std::vector<std::vector<Stretch>> chunks_of(const Context& ctx, const Product& product) {
+std::vector<Chunk> chunks_of(const Context& ctx, const Product& product) {
   int64_t total = 0;
   for (const Term& term : product.terms) total += steps_of(ctx, term);
   const int64_t most = ctx.kernels.gemm.chunk;
   const int64_t size = round_up(ceil_div(total, std::max<int64_t>(ceil_div(total, most), 1)), 32);
-  std::vector<std::vector<Stretch>> chunks(1);
+  std::vector<Chunk> chunks(1);
   int64_t room = size;
   for (const Term& term : product.terms) {
     const int64_t steps = steps_of(ctx, term);
@@ -60,23 +64,43 @@ std::vector<std::vector<Stretch>> chunks_of(const Context& ctx, const Product& p
   return chunks;
 }
 
+// The rows of the term's matrix that a stretch reads, or its columns where those are the reduction.
+struct Range {
+  int64_t begin, end;
+};
+Range reduction_range(const Context& ctx, const Stretch& s) {
+  const int64_t step = ctx.kernels.gemm.step, all = s.term->across ? s.term->matrix.columns : s.term->matrix.rows;
+  return {s.begin * step, std::min((s.begin + s.steps) * step, all)};
+}
+
 // Packs the columns of the task over one chunk: panel after panel, each (steps, panel) units. Returns the units of a
 // panel.
-int64_t pack_panels(const kernels::GemmTable& g, int lanes_of_isa, const Task& task, const std::vector<Stretch>& chunk,
-                    uint32_t* panels) {
+int64_t pack_panels(const Context& ctx, const Task& task, const Chunk& chunk, uint32_t* panels) {
+  const auto& g = ctx.kernels.gemm;
   int64_t steps = 0;
   for (const Stretch& s : chunk) steps += s.steps;
   const int64_t next = steps * g.panel;
-  const int lanes = int(round_up(task.columns, lanes_of_isa));
+  const int lanes = int(round_up(task.columns, ctx.kernels.lanes));
   for (const Stretch& s : chunk) {
-    const Matrix& m = s.term->matrix;
-    const int64_t begin = s.begin * g.step;
-    const int64_t end = std::min((s.begin + s.steps) * g.step, s.term->across ? m.columns : m.rows);
-    (s.term->across ? g.pack_across : g.pack_along)(&m, task.column, task.columns, lanes, begin, end, 1.0f, g.panel,
-                                                    panels, next);
+    const Range range = reduction_range(ctx, s);
+    (s.term->across ? g.pack_across : g.pack_along)(&s.term->matrix, task.column, task.columns, lanes, range.begin,
+                                                    range.end, 1.0f, g.panel, panels, next);
     panels += s.steps * g.panel;
   }
   return next;
+}
+
+// What pack_panels will read.
+AheadQueue panels_ahead(const Context& ctx, const Task& task, const Chunk& chunk) {
+  AheadQueue ahead;
+  for (const Stretch& s : chunk) {
+    const Range range = reduction_range(ctx, s);
+    if (s.term->across)
+      ahead.add(s.term->matrix, task.column, task.columns, range.begin, range.end);
+    else
+      ahead.add(s.term->matrix, range.begin, range.end - range.begin, task.column, task.column + task.columns);
+  }
+  return ahead;
 }
 
 // The rows of one row set that a task computes, chunk by chunk of the reduction. Unfinished sums are floats: they lie
@@ -88,8 +112,8 @@ struct Part {
 };
 
 // One chunk: the panels times the row tiles, block_rows at a time.
-void multiply_chunk(Context& ctx, const Task& task, const Part& part, const std::vector<Stretch>& chunk,
-                    bool first_chunk, bool last_chunk, const uint32_t* panels, int64_t next) {
+void multiply_chunk(Context& ctx, const Task& task, const Part& part, const Chunk& chunk, bool first_chunk,
+                    bool last_chunk, const uint32_t* panels, int64_t next, AheadQueue& ahead) {
   const auto& g = ctx.kernels.gemm;
   const int64_t panels_of_task = ceil_div(task.columns, g.panel), width = panels_of_task * g.panel;
   const int64_t block = std::max<int64_t>(g.block_rows / g.tile_rows, 1);
@@ -114,15 +138,16 @@ void multiply_chunk(Context& ctx, const Task& task, const Part& part, const std:
       if (!first_chunk || out.add) target.before = partial, target.before_stride = partial_stride;
       g.tiles(segments.data(), int(segments.size()), rows.steps * g.tile_rows, panels + p * next,
               int(std::min(rows.count, std::min(begin + block, part.last) * g.tile_rows) - row),
-              int(std::min<int64_t>(g.panel, task.columns - p * g.panel)), &target);
+              int(std::min<int64_t>(g.panel, task.columns - p * g.panel)), &target, ahead.next());
     }
   }
 }
 
-void run_task(Context& ctx, const Task& task, int thread) {
+// `after`: the task that this thread will probably take next, or null.
+void run_task(Context& ctx, const Task& task, const Task* after, int thread) {
   const auto& g = ctx.kernels.gemm;
   const int64_t width = round_up(task.columns, g.panel);
-  const auto chunks = chunks_of(ctx, *task.product);
+  const std::vector<Chunk>& chunks = *task.chunks;
   auto* panels = ctx.scratch.array<uint32_t>(thread, kPanelSlot, size_t(g.chunk * width));
   std::vector<Part> parts;
   int64_t sums = 0;
@@ -139,9 +164,14 @@ void run_task(Context& ctx, const Task& task, int thread) {
     }
   }
   for (size_t c = 0; c < chunks.size(); ++c) {
-    const int64_t next = pack_panels(g, ctx.kernels.lanes, task, chunks[c], panels);
-    for (const Part& part : parts)
-      multiply_chunk(ctx, task, part, chunks[c], c == 0, c + 1 == chunks.size(), panels, next);
+    const bool last = c + 1 == chunks.size();
+    const int64_t next = pack_panels(ctx, task, chunks[c], panels);
+    AheadQueue ahead;
+    if (!last)
+      ahead = panels_ahead(ctx, task, chunks[c + 1]);
+    else if (after != nullptr)
+      ahead = panels_ahead(ctx, *after, after->chunks->front());
+    for (const Part& part : parts) multiply_chunk(ctx, task, part, chunks[c], c == 0, last, panels, next, ahead);
   }
 }
 
@@ -178,8 +208,11 @@ void multiply(Context& ctx, const std::vector<Product>& products, const Tasks& a
     const int64_t wanted = threads == 1 ? 1 : ceil_div(kTasksPerThread * threads, pairs);
     return std::clamp<int64_t>(rows / 64, 1, wanted);
   };
+  std::vector<std::vector<Chunk>> chunks;
+  for (const Product& product : products) chunks.push_back(chunks_of(ctx, product));
   std::vector<Task> tasks;
-  for (const Product& product : products) {
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Product& product = products[i];
     int64_t most = 0;
     for (const Rows& rows : product.rows) most = std::max(most, rows.count);
     const int64_t parts = parts_of(most);
@@ -187,7 +220,8 @@ void multiply(Context& ctx, const std::vector<Product>& products, const Tasks& a
       const int64_t share = std::clamp<int64_t>(panels / (2 * threads), least, widest);
       const int64_t wide = share == 1 ? 1 : share / 2 * 2;
       const int columns = int(std::min(wide * g.panel, product.columns - column));
-      for (int64_t part = 0; part < parts; ++part) tasks.push_back({&product, column, columns, part, parts});
+      for (int64_t part = 0; part < parts; ++part)
+        tasks.push_back({&product, &chunks[i], column, columns, part, parts});
       column += columns;
       panels -= wide;
     }
@@ -195,7 +229,7 @@ void multiply(Context& ctx, const std::vector<Product>& products, const Tasks& a
   const auto count = int64_t(tasks.size());
   ctx.pool.run(count + also.count, [&](int64_t task, int thread) {
     if (task < count)
-      run_task(ctx, tasks[size_t(task)], thread);
+      run_task(ctx, tasks[size_t(task)], task + threads < count ? &tasks[size_t(task + threads)] : nullptr, thread);
     else
       also.run(task - count, thread);
   });

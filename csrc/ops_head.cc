@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "ahead.h"
+
 namespace localsft {
 
 namespace {
@@ -83,10 +85,10 @@ class Softmax {
   // The logits of `count` rows from `row` on, the first of a row tile, and a panel, chunk by chunk of the reduction:
   // the same sums in the same order everywhere.
   void logits(const Rows& rows, int64_t row, int64_t count, const uint32_t* panel, int columns, int64_t begin,
-              int64_t steps, float* out, int64_t stride) const {
+              int64_t steps, float* out, int64_t stride, kernels::Ahead* ahead) const {
     const kernels::Segment segment{rows.packed + (row / g_.tile_rows * steps_ + begin) * g_.tile_rows, steps};
     const kernels::Target target{out, stride, false, begin == 0 ? nullptr : out, stride};
-    g_.tiles(&segment, 1, steps_ * g_.tile_rows, panel + begin * g_.panel, int(count), columns, &target);
+    g_.tiles(&segment, 1, steps_ * g_.tile_rows, panel + begin * g_.panel, int(count), columns, &target, ahead);
   }
   int64_t chunk() const {
     return std::max<int64_t>(round_up(ceil_div(steps_, std::max<int64_t>(ceil_div(steps_, g_.chunk), 1)), 32), 32);
@@ -100,7 +102,7 @@ class Softmax {
       auto* column = ctx_.scratch.array<float>(thread, kTile, size_t(g_.tile_rows));
       for (int64_t begin = 0; begin < steps_; begin += chunk())
         logits(rows, first, std::min<int64_t>(g_.tile_rows, rows.count - first), panel, 1, begin,
-               std::min(chunk(), steps_ - begin), column, 1);
+               std::min(chunk(), steps_ - begin), column, 1, nullptr);
       rows.target_logits[row] = column[row - first];
     });
   }
@@ -151,6 +153,9 @@ class Softmax {
       auto* tile = ctx_.scratch.array<float>(thread, kTile, size_t(kTileRows * stride));
       g_.pack_across(&w_, begin + offset, int(columns), int(round_up(columns, ctx_.kernels.lanes)), 0, w_.columns, 1.0f,
                      g_.panel, panels, next);
+      AheadQueue ahead;  // of this thread's next panels, probably
+      const int64_t after = begin + offset + ctx_.pool.size() * width;
+      ahead.add(w_, after, std::min(width, w_.rows - after), 0, w_.columns);
       for (int64_t first = 0; first < rows.count; first += kTileRows) {
         const int64_t last = std::min(first + kTileRows, rows.count);
         for (int64_t step = 0; step < steps_; step += chunk())
@@ -158,7 +163,7 @@ class Softmax {
             for (int64_t row = first; row < last; row += g_.block_rows)
               logits(rows, row, std::min(g_.block_rows, last - row), panels + c / g_.panel * next,
                      int(std::min<int64_t>(g_.panel, columns - c)), step, std::min(chunk(), steps_ - step),
-                     tile + (row - first) * stride + c, stride);
+                     tile + (row - first) * stride + c, stride, ahead.next());
         for (int64_t row = first; row < last; row += g_.tile_rows) {
           uint32_t* packed =
               exponentials == nullptr ? nullptr : exponentials + row * block_steps + offset / g_.step * g_.tile_rows;

@@ -56,7 +56,7 @@ class LowRank {
         const kernels::Target target{to, stride, false, begin == 0 ? nullptr : to, stride};
         g_.tiles(&segment, 1, next, panels_ + r * steps_ + begin * g_.panel,
                  int(std::min<int64_t>(g_.block_rows, rows - row)), int(std::min<int64_t>(g_.panel, rank_ - r)),
-                 &target);
+                 &target, nullptr);
       }
     }
   }

@@ -40,6 +40,13 @@ struct Target {
   int64_t before_stride;
 };
 
+// Memory to fetch while tiles are multiplied: `count` cache lines, `stride` bytes apart, of which the kernel takes as
+// many as it has time for. They need not exist.
+struct Ahead {
+  const uint8_t* at;
+  int64_t stride, count;
+};
+
 // What a tile of logits says about a row.
 struct HeadPartial {
   float sum;       // Σ exp(logit - shift) without the target
@@ -65,9 +72,10 @@ struct GemmTable {
   void (*pack_along)(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end, float scale,
                      int width, uint32_t* dst, int64_t next);
   // (rows, columns) of Σ over segments of a·b, at most block_rows rows; b: the panel (steps of all segments, panel)
-  // units. Row tile after row tile, their operands `next` units apart.
+  // units. Row tile after row tile, their operands `next` units apart. `ahead`, if not null, goes on by what was
+  // fetched.
   void (*tiles)(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
-                const Target* target);
+                const Target* target, Ahead* ahead);
 
   // `steps` steps of a full tile on registers alone: what the arithmetic units can do at most. The result has no
   // meaning.

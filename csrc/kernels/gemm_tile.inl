@@ -50,10 +50,11 @@ LOCALSFT_INLINE void tile_step(const uint32_t* a, int64_t next, const uint32_t* 
 }
 
 // TILES row tiles: their rows of `target` begin at `row`, their operands `at` units behind that of the first tile,
-// `next` units apart. Where it is one tile, the next one's is fetched meanwhile.
+// `next` units apart. Where it is one tile, the next one's is fetched meanwhile; and for every line of it one of
+// `ahead`.
 template <int TILE_ROWS, int VECTORS, int TILES = 1>
 static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t next, const uint32_t* b, int64_t row,
-                        int columns, const Target* target) {
+                        int columns, const Target* target, Ahead* ahead) {
   enum { ROWS = TILES * TILE_ROWS };
   const int last = ((columns - 1) & (LANES - 1)) + 1;  // columns in the last vector
   vf sums[ROWS][VECTORS];
@@ -70,11 +71,17 @@ static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t 
     }
   }
 
+  Ahead lines = *ahead;
   for (int s = 0; s < count; ++s) {
     const uint32_t* a = segments[s].a + at;
     int64_t step = segments[s].steps;
     for (; FOLLOWED && step >= LINE_STEPS; step -= LINE_STEPS) {
       if (TILES == 1) __builtin_prefetch(a + next);
+      if (lines.count > 0) {
+        __builtin_prefetch(lines.at, 0, 2);  // into L2
+        lines.at += lines.stride;
+        --lines.count;
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < LINE_STEPS; ++i) {
         tile_step<TILE_ROWS, VECTORS, TILES>(a, next, b, sums);
@@ -88,6 +95,8 @@ static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t 
       b += GEMM_VECTORS * LANES;
     }
   }
+
+  if (FOLLOWED) *ahead = lines;
 
   const Target to = *target;
   const float* before = FOLLOWED && to.before != nullptr ? to.before + row * to.before_stride : to.before;
@@ -108,47 +117,49 @@ static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t 
 
 template <int VECTORS>
 static void tiles_columns(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
-                          const Target* target) {
+                          const Target* target, Ahead* ahead) {
   int64_t at = 0;
   int row = 0;
   // One tile of a single vector has too few chains of additions for the units: as many tiles at once as a whole tile
   // has vectors.
   if (FOLLOWED && VECTORS == 1)
     for (; row + GEMM_VECTORS * GEMM_ROWS <= rows; row += GEMM_VECTORS * GEMM_ROWS, at += GEMM_VECTORS * next)
-      tile_kernel<GEMM_ROWS, 1, GEMM_VECTORS>(segments, count, at, next, b, row, columns, target);
+      tile_kernel<GEMM_ROWS, 1, GEMM_VECTORS>(segments, count, at, next, b, row, columns, target, ahead);
   if (FOLLOWED)
     for (; row + GEMM_ROWS <= rows; row += GEMM_ROWS, at += next)
-      tile_kernel<GEMM_ROWS, VECTORS>(segments, count, at, next, b, row, columns, target);
+      tile_kernel<GEMM_ROWS, VECTORS>(segments, count, at, next, b, row, columns, target, ahead);
   switch (rows - row) {
     case 1:
-      return tile_kernel<1, VECTORS>(segments, count, at, 0, b, row, columns, target);
+      return tile_kernel<1, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
     case 2:
-      return tile_kernel<2, VECTORS>(segments, count, at, 0, b, row, columns, target);
+      return tile_kernel<2, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
     case 3:
-      return tile_kernel<3, VECTORS>(segments, count, at, 0, b, row, columns, target);
+      return tile_kernel<3, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
 #if !defined(LOCALSFT_KERNELS_avx2) && !defined(LOCALSFT_KERNELS_baseline)
     case 4:
-      return tile_kernel<4, VECTORS>(segments, count, at, 0, b, row, columns, target);
+      return tile_kernel<4, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
     case 5:
-      return tile_kernel<5, VECTORS>(segments, count, at, 0, b, row, columns, target);
+      return tile_kernel<5, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
     case 6:
-      return tile_kernel<6, VECTORS>(segments, count, at, 0, b, row, columns, target);
+      return tile_kernel<6, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
     case 7:
-      return tile_kernel<7, VECTORS>(segments, count, at, 0, b, row, columns, target);
+      return tile_kernel<7, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
     case 8:
-      return tile_kernel<8, VECTORS>(segments, count, at, 0, b, row, columns, target);
+      return tile_kernel<8, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
 #endif
   }
 }
 
 static void tiles(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
-                  const Target* target) {
+                  const Target* target, Ahead* ahead) {
+  Ahead nothing = {nullptr, 0, 0};
+  if (ahead == nullptr) ahead = &nothing;
   switch ((columns + LANES - 1) / LANES) {
     case 1:
-      return tiles_columns<1>(segments, count, next, b, rows, columns, target);
+      return tiles_columns<1>(segments, count, next, b, rows, columns, target, ahead);
     case 2:
-      return tiles_columns<2>(segments, count, next, b, rows, columns, target);
+      return tiles_columns<2>(segments, count, next, b, rows, columns, target, ahead);
     default:
-      return tiles_columns<GEMM_VECTORS>(segments, count, next, b, rows, columns, target);
+      return tiles_columns<GEMM_VECTORS>(segments, count, next, b, rows, columns, target, ahead);
   }
 }
