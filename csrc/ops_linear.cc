@@ -153,7 +153,7 @@ void forward_block(Context& ctx, int64_t m, const void* x, const void* x_lora, c
 // or of one dy.
 Tasks low_rank_gradients(const Context& ctx, int64_t m, const std::vector<const void*>& dys,
                          const std::vector<Member>& members, const void* x, const float* u, const float* du) {
-  constexpr int64_t kColumns = 128;  // per task
+  constexpr int64_t kMostColumns = 512;  // per task: in rows so long that hardware fetches them ahead
   const int64_t rank = total_rank(members), size = ctx.kernels.act_bf16 ? 2 : 4;
   struct Sum {  // out (rank, columns) += scale·sᵀ·x
     const float* s;
@@ -165,6 +165,8 @@ Tasks low_rank_gradients(const Context& ctx, int64_t m, const std::vector<const 
     const void* x;
     int64_t columns;
     std::vector<Sum> sums;
+    int64_t per_task() const { return round_up(ceil_div(columns, ceil_div(columns, kMostColumns)), 64); }
+    int64_t tasks() const { return ceil_div(columns, per_task()); }
   };
   std::vector<Input> inputs{{x, members[0].weight.columns, {}}};
   int64_t column = 0, tasks = 0;
@@ -176,12 +178,12 @@ Tasks low_rank_gradients(const Context& ctx, int64_t m, const std::vector<const 
     column += adapter.rank;
   }
   if (rank == 0) return {};
-  for (const Input& input : inputs) tasks += ceil_div(input.columns, kColumns);
+  for (const Input& input : inputs) tasks += input.tasks();
   auto run = [=, &ctx, inputs = std::move(inputs)](int64_t task, int) {
     size_t i = 0;
-    for (; task >= ceil_div(inputs[i].columns, kColumns); ++i) task -= ceil_div(inputs[i].columns, kColumns);
+    for (; task >= inputs[i].tasks(); ++i) task -= inputs[i].tasks();
     const Input& input = inputs[i];
-    const int64_t begin = task * kColumns, count = std::min(kColumns, input.columns - begin);
+    const int64_t begin = task * input.per_task(), count = std::min(input.per_task(), input.columns - begin);
     for (const Sum& sum : input.sums)
       ctx.kernels.gemm.outer(static_cast<const uint8_t*>(input.x) + begin * size, input.columns, sum.s, rank, sum.rank,
                              m, count, sum.scale, sum.out + begin, input.columns);

@@ -3,22 +3,37 @@
 // which are contiguous, before the next block; the sums of a vector of columns are in registers for one block, and in
 // the nearest cache between blocks. Each sum is one chain of multiply-adds in the order of the rows.
 
-enum { OUTER_RANKS = 8, OUTER_ROWS = 8, OUTER_COLUMNS = 128 };
+enum { OUTER_RANKS = 8, OUTER_ROWS = 8, OUTER_COLUMNS = 512 };
+// Vectors of columns at a time: two where there are registers for their sums, so that a value of s is loaded for both.
+enum { OUTER_VECTORS = LANES == 16 ? 2 : 1 };
 
-template <int RANKS>
-LOCALSFT_INLINE void outer_vector(const act_t* x, int64_t x_stride, int columns, const float* s, int64_t s_stride,
-                                  int rows, float* kept) {
-  vf sums[RANKS];
+// Some rows and `columns` columns: VECTORS vectors, or less than one.
+template <int RANKS, int VECTORS>
+LOCALSFT_INLINE void outer_block(const act_t* x, int64_t x_stride, int columns, const float* s, int64_t s_stride,
+                                 int rows, float* kept) {
+  vf sums[RANKS][VECTORS];
 #pragma GCC unroll 8
-  for (int r = 0; r < RANKS; ++r) sums[r] = vload(kept + r * OUTER_COLUMNS);
+  for (int r = 0; r < RANKS; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; ++v) sums[r][v] = vload(kept + r * OUTER_COLUMNS + v * LANES);
   for (int row = 0; row < rows; ++row) {
-    __builtin_prefetch(x + (row + OUTER_ROWS) * x_stride);  // of the next block: no hardware expects a jump that far
-    const vf part = columns == LANES ? vload_act(x + row * x_stride) : vload_act_n(x + row * x_stride, columns);
+    const act_t* from = x + row * x_stride;
+    __builtin_prefetch(from + OUTER_ROWS * x_stride);  // of the next block: no hardware expects a jump that far
+    vf part[VECTORS];
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; ++v)
+      part[v] = columns == VECTORS * LANES ? vload_act(from + v * LANES) : vload_act_n(from, columns);
 #pragma GCC unroll 8
-    for (int r = 0; r < RANKS; ++r) sums[r] = vfma(vset(s[row * s_stride + r]), part, sums[r]);
+    for (int r = 0; r < RANKS; ++r) {
+      const vf with = vset(s[row * s_stride + r]);
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; ++v) sums[r][v] = vfma(with, part[v], sums[r][v]);
+    }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < RANKS; ++r) vstore(kept + r * OUTER_COLUMNS, sums[r]);
+  for (int r = 0; r < RANKS; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; ++v) vstore(kept + r * OUTER_COLUMNS + v * LANES, sums[r][v]);
 }
 
 template <int RANKS>
@@ -26,15 +41,17 @@ static void outer_ranks(const act_t* x, int64_t x_stride, const float* s, int64_
                         float scale, float* out, int64_t out_stride) {
   float kept[RANKS * OUTER_COLUMNS];
   memset(kept, 0, sizeof kept);
-  const int whole = columns & ~(LANES - 1);
+  for (int r = 0; r < RANKS; ++r) prefetch((const uint8_t*)(out + r * out_stride), columns * 4);  // needed at the end
   for (int64_t row = 0; row < rows; row += OUTER_ROWS) {
     const int block = rows - row < OUTER_ROWS ? int(rows - row) : int(OUTER_ROWS);
     const act_t* from = x + row * x_stride;
     const float* with = s + row * s_stride;
-    for (int c = 0; c < whole; c += LANES)
-      outer_vector<RANKS>(from + c, x_stride, LANES, with, s_stride, block, kept + c);
-    if (whole < columns)
-      outer_vector<RANKS>(from + whole, x_stride, columns - whole, with, s_stride, block, kept + whole);
+    int c = 0;
+    for (; c + OUTER_VECTORS * LANES <= columns; c += OUTER_VECTORS * LANES)
+      outer_block<RANKS, OUTER_VECTORS>(from + c, x_stride, OUTER_VECTORS * LANES, with, s_stride, block, kept + c);
+    for (; c < columns; c += LANES)
+      outer_block<RANKS, 1>(from + c, x_stride, columns - c < LANES ? columns - c : int(LANES), with, s_stride, block,
+                            kept + c);
   }
   const vf factor = vset(scale);
   for (int r = 0; r < RANKS; ++r)
