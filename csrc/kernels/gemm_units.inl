@@ -11,12 +11,13 @@
 //
 // A panel of a chunk meets BLOCK_ROWS rows in one call, which then come from L2, and so does the panel: the narrow tile
 // of AVX2 wants 96 bytes of it every 6 cycles. Every chunk's sums are stored and read again: one short enough for the
-// panel to stay in L1 (256) was slower on Zen 3, as 512 was beside 768 on Zen 5. Where it was never timed, all panels
-// of a task meet a row tile in turn.
+// panel to stay in L1 (256) was slower on Zen 3, as 512 was beside 768 on Zen 5. A little more than 576 and 768 steps,
+// so that those of the adapters still go into the last chunk. Where it was never timed, all panels of a task meet a row
+// tile in turn.
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
 
-enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 768 * 192, CHUNK = 768, BLOCK_ROWS = 128 };
+enum { STEP = 2, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 832 * 192, CHUNK = 832, BLOCK_ROWS = 128 };
 enum { LEAST_PANELS = 2 };
 typedef __m512i vu;
 LOCALSFT_INLINE vu uload(const uint32_t* p) { return _mm512_loadu_si512(p); }
@@ -47,10 +48,10 @@ LOCALSFT_INLINE vu uinterleave_bf16(const uint16_t* even, const uint16_t* odd, i
 #else  // a unit is a float
 
 #if defined(LOCALSFT_KERNELS_avx512)
-enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 768 * 192, CHUNK = 768, BLOCK_ROWS = 128 };
+enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 8, CACHED = 832 * 192, CHUNK = 832, BLOCK_ROWS = 128 };
 enum { LEAST_PANELS = 2 };
 #elif defined(LOCALSFT_KERNELS_avx2)
-enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 16, CHUNK = 576, BLOCK_ROWS = 128 };
+enum { STEP = 1, GEMM_ROWS = 4, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 16, CHUNK = 640, BLOCK_ROWS = 128 };
 enum { LEAST_PANELS = 1 };
 #elif defined(LOCALSFT_KERNELS_neon)
 enum { STEP = 1, GEMM_ROWS = 8, GEMM_VECTORS = 3, PIECE = 4, CACHED = 1 << 17, CHUNK = 512, BLOCK_ROWS = 8 };
