@@ -222,14 +222,14 @@ void bind_dropout(py::module_& m) {
 void bind_optimizer(py::module_& m) {
   m.def(
       "adamw",
-      [](Context& ctx, array p, const array& g, array m, array v, double lr, double beta1, double beta2, double eps,
+      [](Context& ctx, array p, array g, array m, array v, double lr, double beta1, double beta2, double eps,
          double weight_decay, int64_t step, double grad_scale) {
         const Arguments args("adamw", ctx);
         const int64_t n = args.dim(p, "p", 0, 1);
         args.require(step >= 1, "step", "must be at least 1");
         args.require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "beta1 and beta2", "must be in [0, 1)");
         float* p_ = args.out<float>(p, "p", {n});
-        const float* g_ = args.in<float>(g, "g", {n});
+        float* g_ = args.out<float>(g, "g", {n});
         float* m_ = args.out<float>(m, "m", {n});
         float* v_ = args.out<float>(v, "v", {n});
         py::gil_scoped_release release;
@@ -237,7 +237,8 @@ void bind_optimizer(py::module_& m) {
       },
       arg("ctx"), arg("p"), arg("g"), arg("m"), arg("v"), arg("lr"), arg("beta1"), arg("beta2"), arg("eps"),
       arg("weight_decay"), arg("step"), arg("grad_scale"),
-      "One step of torch.optim.AdamW with the gradient g·grad_scale; p, m, v float32 (n,) in place.");
+      "One step of torch.optim.AdamW with the gradient g·grad_scale; p, m, v float32 (n,) in place, g float32 (n,) is "
+      "zero afterwards.");
   m.def(
       "squared_norm",
       [](Context& ctx, const array& g) {

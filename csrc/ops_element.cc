@@ -116,7 +116,7 @@ void dropout_add(Context& ctx, const float* dx_lora, double p, uint64_t seed, vo
   });
 }
 
-void adamw(Context& ctx, float* p, const float* g, float* m, float* v, int64_t n, double lr, double beta1, double beta2,
+void adamw(Context& ctx, float* p, float* g, float* m, float* v, int64_t n, double lr, double beta1, double beta2,
            double eps, double weight_decay, int64_t step, double grad_scale) {
   kernels::AdamW settings;
   settings.grad_scale = static_cast<float>(grad_scale);

@@ -37,8 +37,8 @@ void dropout(Context& ctx, const void* x, double p, uint64_t seed, void* out, in
 void dropout_add(Context& ctx, const float* dx_lora, double p, uint64_t seed, void* dx, bool dx_is_act, int64_t M,
                  int64_t K);
 
-// step counts from 1
-void adamw(Context& ctx, float* p, const float* g, float* m, float* v, int64_t n, double lr, double beta1, double beta2,
+// step counts from 1; g is zero afterwards
+void adamw(Context& ctx, float* p, float* g, float* m, float* v, int64_t n, double lr, double beta1, double beta2,
            double eps, double weight_decay, int64_t step, double grad_scale);
 double squared_norm(Context& ctx, const float* g, int64_t n);
 

@@ -57,7 +57,7 @@ struct ElementTable {
   void (*dropout_add)(const float* dx_lora, Dropout mask, void* dx, bool dx_is_act, int64_t K, int64_t begin,
                       int64_t end);
 
-  void (*adamw)(float* p, const float* g, float* m, float* v, AdamW settings, int64_t begin, int64_t end);
+  void (*adamw)(float* p, float* g, float* m, float* v, AdamW settings, int64_t begin, int64_t end);
   // Sum of squares in float64, in one fixed order on every ISA.
   double (*squared_norm)(const float* g, int64_t n);
 

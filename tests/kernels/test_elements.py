@@ -290,7 +290,9 @@ def test_adamw(ctx: _core.Context, n: int) -> None:
     settings = {"lr": 1e-2, "eps": 1e-8, "decay": 0.1}
     for step in range(1, 6):
         g = rng.normal(size=n).astype(np.float32)
-        _core.adamw(ctx, p, g, m, v, settings["lr"], 0.9, 0.999, settings["eps"], settings["decay"], step, 0.5)
+        left = g.copy()
+        _core.adamw(ctx, p, left, m, v, settings["lr"], 0.9, 0.999, settings["eps"], settings["decay"], step, 0.5)
+        assert not left.any()  # ready for the next step
         P, M, V = adamw_reference(P, 0.5 * g.astype(np.float64), M, V, betas=(0.9, 0.999), step=step, **settings)
         # p moves by at most about lr·4 a step, each move good to a few roundings of its parts (m may cancel).
         np.testing.assert_allclose(m, M, atol=step * 4 * F32_EPS * 2.5, rtol=0)
@@ -336,7 +338,7 @@ def every_operation(ctx: _core.Context, M: int, D: int) -> list[np.ndarray]:
     _core.dropout(ctx, a, 0.1, 3, dropped)
     _core.dropout_add(ctx, h, 0.1, 3, mirrored)
     p, m, v = h.ravel().copy(), np.zeros(M * D, np.float32), np.zeros(M * D, np.float32)
-    _core.adamw(ctx, p, h.ravel(), m, v, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 1.0)
+    _core.adamw(ctx, p, h.ravel().copy(), m, v, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 1.0)
     norm = np.array([_core.squared_norm(ctx, h.ravel())])
     scaled, dots = empty_act(ctx, M, D), weight.copy()
     _core.scale_columns(ctx, a, weight, scaled, False)

@@ -105,7 +105,8 @@ class CpuEngine:
                 lr, beta1, beta2, self.optim.eps, self.optim.weight_decay, self._step, clip / weight,
             )  # fmt: skip
             self.model.update_factors()
-        values.gradient.fill(0)
+        else:
+            values.gradient.fill(0)
         return norm if finite else math.nan
 
     def score(self, batch: PackedBatch) -> tuple[Float32, NDArray[np.bool_]]:
