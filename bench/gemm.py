@@ -52,13 +52,12 @@ def operations(ctx: _core.Context, M: int, K: int, N: int) -> dict[str, Callable
     rng = np.random.default_rng(0)
     packed = rng.integers(0, 2**32, (N, K // 8), dtype=np.uint32)
     scales = (rng.normal(size=(N, K // 32)) / 64).astype(np.float16)
-    weight = _core.affine_weight(packed, scales, scales, 4, 32)
+    linear = _core.linears(ctx, [_core.affine_weight(packed, scales, scales, 4, 32)])
     x, dy, u = activations(ctx, rng, M, K), activations(ctx, rng, M, N), np.empty((M, 0), np.float32)
     y, dx = np.empty_like(dy), np.empty_like(x)
-    none, one = [None], [1.0]
     return {
-        "forward": lambda: _core.linear_forward(ctx, x, [weight], none, none, one, [y], u, False),
-        "backward": lambda: _core.linear_backward(ctx, [dy], [weight], none, none, one, x, u, none, none, dx, False),
+        "forward": lambda: _core.linear_forward(ctx, x, linear, [y], u, False),
+        "backward": lambda: _core.linear_backward(ctx, [dy], linear, x, u, dx, False),
     }
 
 

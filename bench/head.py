@@ -52,11 +52,11 @@ def measure(vocab: int, a: argparse.Namespace) -> dict[str, Any]:
     head()
     grown = memory("VmHWM") - before
     y, dy, d = np.zeros((rows, vocab), x.dtype), np.zeros((rows, vocab), x.dtype), np.zeros_like(x)
-    u, none, one = np.zeros((rows, 0), np.float32), [None], [1.0]
+    u, linear = np.zeros((rows, 0), np.float32), _core.linears(ctx, [weight])
 
     def products() -> None:
-        _core.linear_forward(ctx, x, [weight], none, none, one, [y], u, False)
-        _core.linear_backward(ctx, [dy], [weight], none, none, one, x, u, none, none, d, False)
+        _core.linear_forward(ctx, x, linear, [y], u, False)
+        _core.linear_backward(ctx, [dy], linear, x, u, d, False)
 
     products()
     times: dict[str, list[float]] = {"head": [], "products": []}

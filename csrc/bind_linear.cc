@@ -86,6 +86,36 @@ Weight affine_weight(const array& packed, const array& scales, const array& bias
   return {m, {packed, scales, biases}};
 }
 
+// No arrays at all stand for None for each.
+MaybeArrays or_none(const MaybeArrays& arrays, size_t n) { return arrays.empty() ? MaybeArrays(n) : arrays; }
+
+Linears linears(const Context& ctx, const Weights& weights, const MaybeArrays& lora_a, const MaybeArrays& lora_b,
+                const std::vector<float>& scales, const MaybeArrays& d_lora_a, const MaybeArrays& d_lora_b) {
+  const Arguments args("linears", ctx);
+  const size_t n = weights.size();
+  args.require(n > 0 && weights[0] != nullptr, "weights", "is empty or holds None");
+  const int64_t K = weights[0]->matrix.columns;
+  const MaybeArrays a = or_none(lora_a, n), b = or_none(lora_b, n);
+  MaybeArrays d_a = or_none(d_lora_a, n), d_b = or_none(d_lora_b, n);
+  args.require(d_a.size() == n && d_b.size() == n, "d_lora_a, d_lora_b", "must be as many as weights");
+  Linears group{
+      members(args, weights, a, b, scales.empty() ? std::vector<float>(n) : scales, K), K, 0, !d_lora_a.empty(), {}};
+  for (size_t i = 0; i < n; ++i) {
+    for (const array& part : weights[i]->arrays) group.arrays.push_back(part);
+    Adapter& adapter = group.members[i].adapter;
+    if (adapter.rank == 0) continue;
+    group.rank += adapter.rank;
+    group.arrays.insert(group.arrays.end(), {*a[i], *b[i]});
+    args.require(d_a[i].has_value() == group.trainable && d_b[i].has_value() == group.trainable, "d_lora_a, d_lora_b",
+                 "must be given for all adapters or for none");
+    if (!group.trainable) continue;
+    adapter.d_a = args.out<float>(*d_a[i], "d_lora_a", {adapter.rank, K});
+    adapter.d_b = args.out<float>(*d_b[i], "d_lora_b", {adapter.rank, group.members[i].weight.rows});
+    group.arrays.insert(group.arrays.end(), {*d_a[i], *d_b[i]});
+  }
+  return group;
+}
+
 // An output that is act or float32; only float32 may be added to.
 Out output(const Arguments& args, array& a, const char* name, int64_t rows, int64_t columns, bool add) {
   if (py::isinstance<py::array_t<float>>(a)) return {args.out<float>(a, name, {rows, columns}), columns, false, add};
@@ -104,78 +134,68 @@ void bind_weights(py::module_& m) {
 }
 
 void bind_linear_group(py::module_& m) {
+  py::class_<Linears>(m, "Linears", "Linears that read the same input, with their adapters and their gradients.");
+  m.def("linears", &linears, arg("ctx"), arg("weights"), arg("lora_a") = MaybeArrays(), arg("lora_b") = MaybeArrays(),
+        arg("scales") = std::vector<float>(), arg("d_lora_a") = MaybeArrays(), arg("d_lora_b") = MaybeArrays(),
+        "W_i (N_i, K) of each linear; lora_a[i] float32 (R_i, K), lora_b[i] float32 (R_i, N_i), or None; d_lora_a, "
+        "d_lora_b of the same shapes take the gradients. The arrays are kept alive.");
   m.def(
       "linear_forward",
-      [](Context& ctx, const array& x, const Weights& weights, const MaybeArrays& lora_a, const MaybeArrays& lora_b,
-         const std::vector<float>& scales, Arrays outs, array u, bool add, const std::optional<array>& x_lora) {
+      [](Context& ctx, const array& x, const Linears& linears, Arrays outs, array u, bool add,
+         const std::optional<array>& x_lora) {
         const Arguments args("linear_forward", ctx);
-        const int64_t M = args.dim(x, "x", 0, 2), K = args.dim(x, "x", 1, 2);
-        const auto group = members(args, weights, lora_a, lora_b, scales, K);
-        args.require(outs.size() == group.size(), "outs", "must be as many as weights");
+        const auto& group = linears.members;
+        const int64_t M = args.dim(x, "x", 0, 2), K = linears.inputs;
+        args.require(outs.size() == group.size(), "outs", "must be as many as linears");
         const void* x_ = args.act(x, "x", {M, K});
         const void* x_lora_ = x_lora ? args.act(*x_lora, "x_lora", {M, K}) : x_;
-        float* u_ = args.out<float>(u, "u", {M, total_rank(group)});
+        float* u_ = args.out<float>(u, "u", {M, linears.rank});
         std::vector<Out> outs_;
         for (size_t i = 0; i < group.size(); ++i)
           outs_.push_back(output(args, outs[i], "outs", M, group[i].weight.rows, add));
         py::gil_scoped_release release;
         linear_forward(ctx, M, x_, x_lora_, group, u_, outs_);
       },
-      arg("ctx"), arg("x"), arg("weights"), arg("lora_a"), arg("lora_b"), arg("scales"), arg("outs"), arg("u"),
-      arg("add"), arg("x_lora") = py::none(),
+      arg("ctx"), arg("x"), arg("linears"), arg("outs"), arg("u"), arg("add"), arg("x_lora") = py::none(),
       "outs[i] (M, N_i), act or float32, (=|+=) x·W_iᵀ + scales[i]·u_i·lora_b[i]; u float32 (M, ΣR_i) = x_lora·lora_aᵀ "
-      "of the adapted "
-      "members side by side. x, x_lora act (M, K); lora_a[i] float32 (R_i, K), lora_b[i] float32 (R_i, N_i), or None.");
+      "of the adapted members side by side. x, x_lora act (M, K).");
   m.def(
       "linear_backward",
-      [](Context& ctx, const Arrays& dys, const Weights& weights, const MaybeArrays& lora_a, const MaybeArrays& lora_b,
-         const std::vector<float>& scales, const array& x, const array& u, std::vector<std::optional<array>> d_lora_a,
-         std::vector<std::optional<array>> d_lora_b, std::optional<array> dx, bool add, std::optional<array> dx_lora) {
+      [](Context& ctx, const Arrays& dys, const Linears& linears, const array& x, const array& u,
+         std::optional<array> dx, bool add, std::optional<array> dx_lora) {
         const Arguments args("linear_backward", ctx);
-        const int64_t M = args.dim(x, "x", 0, 2), K = args.dim(x, "x", 1, 2);
-        auto group = members(args, weights, lora_a, lora_b, scales, K);
-        args.require(dys.size() == group.size() && d_lora_a.size() == group.size() && d_lora_b.size() == group.size(),
-                     "dys, d_lora_a, d_lora_b", "must be as many as weights");
+        const auto& group = linears.members;
+        const int64_t M = args.dim(x, "x", 0, 2), K = linears.inputs;
+        args.require(linears.rank == 0 || linears.trainable, "linears", "has no place for the adapters' gradients");
+        args.require(dys.size() == group.size(), "dys", "must be as many as linears");
         std::vector<const void*> dys_;
-        for (size_t i = 0; i < group.size(); ++i) {
-          Adapter& adapter = group[i].adapter;
-          dys_.push_back(args.act(dys[i], "dys", {M, group[i].weight.rows}));
-          args.require(
-              d_lora_a[i].has_value() == lora_a[i].has_value() && d_lora_b[i].has_value() == lora_b[i].has_value(),
-              "d_lora_a, d_lora_b", "must be given exactly where lora_a and lora_b are");
-          if (!d_lora_a[i].has_value()) continue;
-          adapter.d_a = args.out<float>(*d_lora_a[i], "d_lora_a", {adapter.rank, K});
-          adapter.d_b = args.out<float>(*d_lora_b[i], "d_lora_b", {adapter.rank, group[i].weight.rows});
-        }
+        for (size_t i = 0; i < group.size(); ++i) dys_.push_back(args.act(dys[i], "dys", {M, group[i].weight.rows}));
         const void* x_ = args.act(x, "x", {M, K});
-        const float* u_ = args.in<float>(u, "u", {M, total_rank(group)});
+        const float* u_ = args.in<float>(u, "u", {M, linears.rank});
         const Out dx_ = dx ? output(args, *dx, "dx", M, K, add) : Out{nullptr, K, false, false};
         float* dx_lora_ = dx_lora ? args.out<float>(*dx_lora, "dx_lora", {M, K}) : nullptr;
         py::gil_scoped_release release;
         linear_backward(ctx, M, dys_, group, x_, u_, dx_, dx_lora_);
       },
-      arg("ctx"), arg("dys"), arg("weights"), arg("lora_a"), arg("lora_b"), arg("scales"), arg("x"), arg("u"),
-      arg("d_lora_a"), arg("d_lora_b"), arg("dx"), arg("add"), arg("dx_lora") = py::none(),
-      "The mirror of linear_forward: d_lora_a, d_lora_b float32 += their gradients; dx (=|+=) Σ dy_i·W_i + Σ "
-      "du_i·lora_a[i]; with "
+      arg("ctx"), arg("dys"), arg("linears"), arg("x"), arg("u"), arg("dx"), arg("add"), arg("dx_lora") = py::none(),
+      "The mirror of linear_forward: the gradients of linears += theirs; dx (=|+=) Σ dy_i·W_i + Σ du_i·lora_a[i]; with "
       "dx_lora float32 (M, K) the second sum is written there instead.");
   m.def(
       "linear_decode",
-      [](Context& ctx, const array& x, const Weights& weights, const MaybeArrays& lora_a, const MaybeArrays& lora_b,
-         const std::vector<float>& scales, Arrays outs) {
+      [](Context& ctx, const array& x, const Linears& linears, Arrays outs) {
         const Arguments args("linear_decode", ctx);
-        const int64_t M = args.dim(x, "x", 0, 2), K = args.dim(x, "x", 1, 2);
+        const auto& group = linears.members;
+        const int64_t M = args.dim(x, "x", 0, 2);
         args.require(M <= 16, "x", "must have at most 16 rows");
-        const auto group = members(args, weights, lora_a, lora_b, scales, K);
-        args.require(outs.size() == group.size(), "outs", "must be as many as weights");
-        const float* x_ = args.in<float>(x, "x", {M, K});
+        args.require(outs.size() == group.size(), "outs", "must be as many as linears");
+        const float* x_ = args.in<float>(x, "x", {M, linears.inputs});
         std::vector<float*> outs_;
         for (size_t i = 0; i < group.size(); ++i)
           outs_.push_back(args.out<float>(outs[i], "outs", {M, group[i].weight.rows}));
         py::gil_scoped_release release;
         linear_decode(ctx, M, x_, group, outs_);
       },
-      arg("ctx"), arg("x"), arg("weights"), arg("lora_a"), arg("lora_b"), arg("scales"), arg("outs"),
+      arg("ctx"), arg("x"), arg("linears"), arg("outs"),
       "linear_forward for at most 16 float32 rows into float32, reading each packed weight once.");
   m.def(
       "embed",

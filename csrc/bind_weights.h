@@ -14,6 +14,15 @@ struct Weight {
   std::vector<py::array> arrays;
 };
 
+// Linears that read the same input, as the operations take them, checked once: the arrays of their weights, adapters
+// and the adapters' gradients are kept alive.
+struct Linears {
+  std::vector<Member> members;
+  int64_t inputs, rank;  // rank: of all adapters together
+  bool trainable;        // every adapter has a place for its gradients
+  std::vector<py::array> arrays;
+};
+
 using Weights = std::vector<const Weight*>;
 using Arrays = std::vector<py::array>;
 using MaybeArrays = std::vector<std::optional<py::array>>;

@@ -86,13 +86,13 @@ def _products(engine: CpuEngine) -> Iterator[tuple[str, float, int]]:
 def gate_products(engine: CpuEngine, rows: int) -> list[tuple[str, Callable[[], object], float]]:
     """The first layer's gate projection on ``rows`` rows, forward and backward without adapters: name, call, FLOPs."""
     ops, group = engine.ops, engine.model.layers[0].gate_up
-    weight, inputs, outputs = group.weights[:1], group.inputs, group.widths[0]
+    gate, inputs, outputs = ops.linears(group.weights[:1]), group.inputs, group.widths[0]
     x, dy = np.zeros((rows, inputs), ops.act_dtype), np.zeros((rows, outputs), ops.act_dtype)
     y, dx, u = np.zeros_like(dy), np.zeros_like(x), np.zeros((rows, 0), np.float32)
     flops = 2.0 * rows * inputs * outputs
     return [
-        ("product", lambda: ops.linear_forward(x, weight, [None], [None], [0.0], [y], u, False), flops),
-        ("its backward", lambda: ops.linear_backward([dy], weight, [None], [None], [0.0], x, u, [None], [None], dx, False), flops),
+        ("product", lambda: ops.linear_forward(x, gate, [y], u, False), flops),
+        ("its backward", lambda: ops.linear_backward([dy], gate, x, u, dx, False), flops),
     ]
 
 

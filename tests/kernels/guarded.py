@@ -42,15 +42,16 @@ def use(ctx: Any, rng: np.random.Generator, weight: _core.Weight, n: int, k: int
     """Every operation that reads a weight, with an adapter."""
     a, b = (guarded(rng.normal(size=(3, size)).astype(np.float32)) for size in (k, n))
     _core.embed(ctx, weight, guarded(np.array([0, n - 1], np.int32)), guarded(np.empty((2, k), np.float32)))
+    d_a, d_b = guarded(np.zeros_like(a)), guarded(np.zeros_like(b))
+    linear = _core.linears(ctx, [weight], [a], [b], [1.0], [d_a], [d_b])
     for m in (1, 2, 5, 16):
         x = guarded(rng.normal(size=(m, k)).astype(np.float32))
-        _core.linear_decode(ctx, x, [weight], [a], [b], [1.0], [guarded(np.empty((m, n), np.float32))])
+        _core.linear_decode(ctx, x, linear, [guarded(np.empty((m, n), np.float32))])
     for m in (1, 13):
         x, dy = (guarded(to_act(ctx, rng.normal(size=(m, size)))) for size in (k, n))
         u, out, dx = guarded(np.empty((m, 3), np.float32)), guarded(empty_act(ctx, m, n)), guarded(empty_act(ctx, m, k))
-        _core.linear_forward(ctx, x, [weight], [a], [b], [1.0], [out], u, False, None)
-        d_a, d_b = guarded(np.zeros_like(a)), guarded(np.zeros_like(b))
-        _core.linear_backward(ctx, [dy], [weight], [a], [b], [1.0], x, u, [d_a], [d_b], dx, False, None)
+        _core.linear_forward(ctx, x, linear, [out], u, False)
+        _core.linear_backward(ctx, [dy], linear, x, u, dx, False)
 
 
 def main(isa: str) -> None:

@@ -60,6 +60,10 @@ class Group:
         return [c.weight for c in self.cases]
 
     @property
+    def linears(self) -> _core.Linears:
+        return _core.linears(self.ctx, self.weights, self.a, self.b, self.scales)
+
+    @property
     def rank(self) -> int:
         return sum(a.shape[0] for a in self.a if a is not None)
 
@@ -71,7 +75,7 @@ class Group:
             outs = [np.full(s, 1.5, np.float32) for s in shapes]
         else:
             outs = [np.full(s, np.nan, np.float32) if float_out else empty_act(self.ctx, *s) for s in shapes]
-        _core.linear_forward(self.ctx, self.x, self.weights, self.a, self.b, self.scales, outs, u, add, x_lora)
+        _core.linear_forward(self.ctx, self.x, self.linears, outs, u, add, x_lora)
         return outs, u
 
     def check_forward(self, float_out: bool = False, add: bool = False, x_lora: np.ndarray | None = None) -> None:
@@ -103,7 +107,8 @@ class Group:
     ) -> tuple[list[np.ndarray | None], list[np.ndarray | None]]:
         d_a = [None if a is None else np.full_like(a, 0.25) for a in self.a]
         d_b = [None if b is None else np.full_like(b, -0.5) for b in self.b]
-        _core.linear_backward(self.ctx, dys, self.weights, self.a, self.b, self.scales, self.x, u, d_a, d_b, dx, add, dx_lora)
+        linears = _core.linears(self.ctx, self.weights, self.a, self.b, self.scales, d_a, d_b)
+        _core.linear_backward(self.ctx, dys, linears, self.x, u, dx, add, dx_lora)
         return d_a, d_b
 
     def check_backward(self, float_dx: bool = True, add: bool = False, split: bool = False) -> None:
@@ -174,7 +179,7 @@ def test_a_row_that_does_not_exist_is_zero(ctx: _core.Context, bits: int) -> Non
         scales = np.full((rows, K // 32), scale, np.float16)
         weight = _core.affine_weight(np.zeros((rows, K * bits // 32), np.uint32), scales, scales, bits, 32)
         dy = to_act(ctx, np.ones((M, rows)))
-        _core.linear_backward(ctx, [dy], [weight], [None], [None], [1.0], empty_act(ctx, M, K), u, [None], [None], dx, False)
+        _core.linear_backward(ctx, [dy], _core.linears(ctx, [weight]), empty_act(ctx, M, K), u, dx, False)
         assert np.isnan(dx).all() if rows == 16 else (dx == 1).all()
 
 
@@ -332,7 +337,7 @@ def test_decode(ctx: _core.Context, form: str, M: int, K: int) -> None:
     group = Group.make(ctx, 13, M, K, form, [130, 33], [8, 0])
     x = np.random.default_rng(14).normal(size=(M, K)).astype(np.float32)
     outs = [np.full((M, w.shape[0]), np.nan, np.float32) for w in group.weights]
-    _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, outs)
+    _core.linear_decode(ctx, x, group.linears, outs)
     for case, a, b, scale, out in zip(group.cases, group.a, group.b, group.scales, outs, strict=True):
         w, x64 = case.exact.astype(np.float64), x.astype(np.float64)
         y, size = decoded(ctx, form, x) @ w.T, np.abs(x64) @ np.abs(w).T
@@ -348,7 +353,7 @@ def test_decoding_does_not_depend_on_what_is_decoded_beside_it(ctx: _core.Contex
 
     def decode(rows: np.ndarray) -> np.ndarray:
         out = np.full((len(rows), 70), np.nan, np.float32)
-        _core.linear_decode(ctx, rows, group.weights, group.a, group.b, group.scales, [out])
+        _core.linear_decode(ctx, rows, group.linears, [out])
         return out
 
     alone = np.concatenate([decode(x[i : i + 1]) for i in range(16)])
@@ -368,7 +373,7 @@ def test_decoding_keeps_small_inputs_beside_large_ones(ctx: _core.Context, form:
 
     def decode(x: np.ndarray) -> np.ndarray:
         out = np.empty((2, 70), np.float32)
-        _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, [out])
+        _core.linear_decode(ctx, x, group.linears, [out])
         return out
 
     x = small + large
@@ -387,7 +392,7 @@ def test_decoding_does_not_hide_what_is_not_a_number(ctx: _core.Context, form: s
     x[1, 77] = bad
     x[2] = 0
     out = np.empty((3, 70), np.float32)
-    _core.linear_decode(ctx, x, group.weights, group.a, group.b, group.scales, [out])
+    _core.linear_decode(ctx, x, group.linears, [out])
     assert np.isfinite(out[0]).all() and (out[2] == 0).all()
     assert not np.isfinite(out[1][group.cases[0].exact[:, 77] != 0]).any()
 
@@ -421,13 +426,25 @@ def test_refusals(ctx: _core.Context) -> None:
     with pytest.raises(ValueError, match="tokens"):
         _core.embed(ctx, weight, np.array([10], np.int32), np.empty((1, 64), np.float32))
     x, out = to_act(ctx, np.zeros((2, 64))), np.empty((2, 10), np.float32)
-    no_u = np.empty((2, 0), np.float32)
+    no_u, linear = np.empty((2, 0), np.float32), _core.linears(ctx, [weight])
     with pytest.raises(ValueError, match="outs"):
-        _core.linear_forward(ctx, x, [weight], [None], [None], [1.0], [out[:1]], no_u, False)
+        _core.linear_forward(ctx, x, linear, [out[:1]], no_u, False)
+    with pytest.raises(ValueError, match="x has shape"):
+        _core.linear_forward(ctx, x[:, :32].copy(), linear, [out], no_u, False)
     with pytest.raises(ValueError, match="as many columns"):
-        _core.linear_forward(ctx, x[:, :32].copy(), [weight], [None], [None], [1.0], [out], no_u, False)
+        _core.linears(ctx, [weight, make(rng, "4x32", 10, 96).weight])
+    a, b = np.zeros((3, 64), np.float32), np.zeros((3, 10), np.float32)
+    with pytest.raises(ValueError, match="both be given or both be None"):
+        _core.linears(ctx, [weight], [a], [None], [1.0])
+    with pytest.raises(ValueError, match="for all adapters or for none"):
+        _core.linears(ctx, [weight], [a], [b], [1.0], [a.copy()], [None])
+    with pytest.raises(ValueError, match="d_lora_b has shape"):
+        _core.linears(ctx, [weight], [a], [b], [1.0], [a.copy()], [b[:, :9].copy()])
+    adapted, u = _core.linears(ctx, [weight], [a], [b], [1.0]), np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="no place for the adapters' gradients"):
+        _core.linear_backward(ctx, [empty_act(ctx, 2, 10)], adapted, x, u, None, False)
     with pytest.raises(ValueError, match="16 rows"):
-        _core.linear_decode(ctx, np.zeros((17, 64), np.float32), [weight], [None], [None], [1.0], [np.empty((17, 10), np.float32)])
+        _core.linear_decode(ctx, np.zeros((17, 64), np.float32), linear, [np.empty((17, 10), np.float32)])
     if ctx.act_bf16:
         with pytest.raises(ValueError, match="float32 when add"):
-            _core.linear_forward(ctx, x, [weight], [None], [None], [1.0], [empty_act(ctx, 2, 10)], no_u, True)
+            _core.linear_forward(ctx, x, linear, [empty_act(ctx, 2, 10)], no_u, True)

@@ -57,13 +57,13 @@ def build_model(base: BaseModel, lora: LoraConfig, ops: Ops, *, checkpoint: bool
             Layer(
                 index=index,
                 attention_norm=norm(f"model.layers.{index}.input_layernorm.weight"),
-                qkv=Group(q, k, v),
-                q=Group(q),
-                kv=Group(k, v),
-                o=Group(o),
+                qkv=Group(ops, q, k, v),
+                q=Group(ops, q),
+                kv=Group(ops, k, v),
+                o=Group(ops, o),
                 mlp_norm=norm(f"model.layers.{index}.post_attention_layernorm.weight"),
-                gate_up=Group(gate, up),
-                down=Group(down),
+                gate_up=Group(ops, gate, up),
+                down=Group(ops, down),
             )
         )
     embedding = weight("model.embed_tokens.weight")

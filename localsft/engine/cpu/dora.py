@@ -47,7 +47,7 @@ class Magnitude:
         through = np.empty_like(b)  # A Wᵀ, (R, out)
         for row in range(0, len(a), MOST_ROWS):
             part = slice(row, row + MOST_ROWS)
-            ops.linear_decode(a[part], [weight], [None], [None], [0.0], [through[part]])
+            ops.linear_decode(a[part], ops.linears([weight]), [through[part]])
         a64, b64 = a.astype(np.float64), b.astype(np.float64)
         both = 2 * scale * through + scale**2 * (a64 @ a64.T @ b64)
         squares: NDArray[np.float64] = np.maximum(self.weight_squares + (b64 * both).sum(0), 0)

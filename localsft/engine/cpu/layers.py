@@ -5,7 +5,7 @@ Letters: T tokens, D hidden, F feed-forward, H query heads, K key/value heads, E
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localsft.batch import Float32
+from localsft.engine.cpu.buffers import Buffers
 from localsft.engine.cpu.dora import Magnitude
 from localsft.engine.cpu.ops import Ops
 
@@ -43,7 +44,7 @@ class Linear:
 class Group:
     """Linears that read the same input: one activation pack serves all of them, and one product gives their dX."""
 
-    def __init__(self, *members: Linear) -> None:
+    def __init__(self, ops: Ops, *members: Linear) -> None:
         self.members = members
         self.weights = [m.weight for m in members]
         self.widths = [int(m.weight.shape[0]) for m in members]
@@ -55,9 +56,9 @@ class Group:
         self.rank = sum(a.a.shape[0] for a in adapters if a)  # ΣR, the columns of u
         self._a = [a.a if a else None for a in adapters]
         self._b = [a.b if a else None for a in adapters]
-        self._d_a = [a.d_a if a else None for a in adapters]
-        self._d_b = [a.d_b if a else None for a in adapters]
         self._scales = [a.scale if a else 0.0 for a in adapters]
+        d_a, d_b = [a.d_a if a else None for a in adapters], [a.d_b if a else None for a in adapters]
+        self.linears = ops.linears(self.weights, self._a, self._b, self._scales, d_a, d_b)
 
     def forward(
         self, ops: Ops, x: Array, outs: Sequence[Array], u: Float32, *, kept: Array | None = None, x_lora: Array | None = None
@@ -67,9 +68,9 @@ class Group:
         With ``kept``, act (T, out), the one member is added to ``outs[0]`` float32, and with DoRA also kept, before its factors.
         """
         if kept is None or not self.dora:
-            ops.linear_forward(x, self.weights, self._a, self._b, self._scales, list(outs), u, kept is not None, x_lora=x_lora)
+            ops.linear_forward(x, self.linears, list(outs), u, kept is not None, x_lora)
         else:
-            ops.linear_forward(x, self.weights, self._a, self._b, self._scales, [kept], u, False, x_lora=x_lora)
+            ops.linear_forward(x, self.linears, [kept], u, False, x_lora)
         for magnitude, out in zip(self.magnitudes, outs, strict=True):
             if magnitude:
                 ops.scale_columns(out if kept is None else kept, magnitude.factors, out, kept is not None)
@@ -91,9 +92,7 @@ class Group:
 
     def backward(self, ops: Ops, d_outs: Sequence[Array], x: Array, u: Float32, dx: Array | None, *, dx_lora: Array | None = None) -> None:
         """Adds the adapters' gradients; ``dx`` act or float32 (T, in) = dL/dx, or None where nobody needs it."""
-        ops.linear_backward(
-            list(d_outs), self.weights, self._a, self._b, self._scales, x, u, self._d_a, self._d_b, dx, False, dx_lora=dx_lora
-        )
+        ops.linear_backward(list(d_outs), self.linears, x, u, dx, False, dx_lora)
 
     @property
     def parts(self) -> tuple[list[Any], list[Any], list[Any], list[float], list[Any]]:
@@ -147,30 +146,33 @@ class Saved:
     y_down: Array
 
 
-def allocate_saved(take: Callable[..., Array], layer: Layer, act: Any, tokens: int, rows: int, heads: int) -> Saved:
-    """``take(field, shape, dtype)`` gives each array; shapes as in ``Saved`` for T = tokens and Tq = rows."""
-    f32 = np.float32
+def allocate_saved(buffers: Buffers, prefix: str, layer: Layer, act: Any, tokens: int, rows: int, heads: int) -> Saved:
+    """Arrays in the buffers ``prefix`` + "act" and + "f32"; shapes as in ``Saved`` for T = tokens and Tq = rows."""
     hidden = layer.qkv.inputs
     attention, keys = layer.q.widths[0], layer.kv.widths[0]
     ffn = layer.gate_up.widths[0]
     trimmed = rows < tokens
-    return Saved(
-        h_in=take("h_in", (tokens, hidden), act),
-        rstd_in=take("rstd_in", (tokens,), f32),
-        q=take("q", (rows, attention), act),
-        k=take("k", (tokens, keys), act),
-        v=take("v", (tokens, keys), act),
-        o=take("o", (rows, attention), act),
-        lse=take("lse", (rows, heads), f32),
-        h_mid=take("h_mid", (rows, hidden), act),
-        rstd_mid=take("rstd_mid", (rows,), f32),
-        gate=take("gate", (rows, ffn), act),
-        up=take("up", (rows, ffn), act),
-        u_q=take("u_q", (rows if trimmed else 0, layer.q.rank), f32),
-        u_qkv=take("u_qkv", (tokens, layer.kv.rank if trimmed else layer.qkv.rank), f32),
-        u_o=take("u_o", (rows, layer.o.rank), f32),
-        u_gate_up=take("u_gate_up", (rows, layer.gate_up.rank), f32),
-        u_down=take("u_down", (rows, layer.down.rank), f32),
-        y_o=take("y_o", (rows if layer.o.dora else 0, hidden), act),
-        y_down=take("y_down", (rows if layer.down.dora else 0, hidden), act),
-    )
+    acts = {
+        "h_in": (tokens, hidden),
+        "q": (rows, attention),
+        "k": (tokens, keys),
+        "v": (tokens, keys),
+        "o": (rows, attention),
+        "h_mid": (rows, hidden),
+        "gate": (rows, ffn),
+        "up": (rows, ffn),
+        "y_o": (rows if layer.o.dora else 0, hidden),
+        "y_down": (rows if layer.down.dora else 0, hidden),
+    }
+    floats = {
+        "rstd_in": (tokens,),
+        "lse": (rows, heads),
+        "rstd_mid": (rows,),
+        "u_q": (rows if trimmed else 0, layer.q.rank),
+        "u_qkv": (tokens, layer.kv.rank if trimmed else layer.qkv.rank),
+        "u_o": (rows, layer.o.rank),
+        "u_gate_up": (rows, layer.gate_up.rank),
+        "u_down": (rows, layer.down.rank),
+    }
+    arrays = buffers.carve(prefix + "act", tuple(acts.values()), act) + buffers.carve(prefix + "f32", tuple(floats.values()), np.float32)
+    return Saved(**dict(zip([*acts, *floats], arrays, strict=True)))

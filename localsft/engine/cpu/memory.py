@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from localsft.batch import PackedBatch
 from localsft.engine.base import BatchSize
-from localsft.engine.cpu.buffers import Buffers
+from localsft.engine.cpu.buffers import Buffers, carved
 from localsft.engine.cpu.model import BLOCK_ROWS, Model
 
 HEAD_ROWS, HEAD_BYTES = 512, 4 * 2304  # rows of exponentials that exist at a time, and bytes of each, at most (csrc/ops_head.cc)
@@ -41,9 +42,19 @@ class _CountedBuffers(Buffers):
         self.sizes: dict[str, int] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        nbytes = max(1, int(np.prod(shape, dtype=np.int64))) * np.dtype(dtype).itemsize
+        self._count(name, max(1, int(np.prod(shape, dtype=np.int64))) * np.dtype(dtype).itemsize)
+        return _hollow(shape, dtype)
+
+    def carve(self, name: str, shapes: Sequence[tuple[int, ...]], dtype: Any) -> list[NDArray[Any]]:
+        self._count(name, carved(shapes, dtype)[-1])
+        return [_hollow(shape, dtype) for shape in shapes]
+
+    def _count(self, name: str, nbytes: int) -> None:
         self.sizes[name] = max(self.sizes.get(name, 0), nbytes)
-        return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+
+
+def _hollow(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
 
 
 class _NoOps:

@@ -133,6 +133,8 @@ class Model:
         start = self._skip_frozen(p, h) if keep_keys is None else 0
         if start == 0:
             ops.embed(self.embedding, batch.tokens, h)
+        # All at once: between two layers, what this code needs would have to come into the caches again each time.
+        saved = {layer.index: self._allocate(p, layer, self._prefix(layer, train)) for layer in self.layers[start:]}
         for layer in self.layers[start:]:
             if layer.index == self.lowest and start == 0 and p.frozen_keys and self.frozen:
                 self.frozen.add(p.frozen_keys, h)
@@ -140,12 +142,12 @@ class Model:
             if kept and self.checkpoint:
                 p.inputs[layer.index] = take(f"{layer.index}.h", h.shape, np.float32)
                 p.inputs[layer.index][...] = h
-            saved = self._allocate(p, layer, f"{layer.index}." if kept and not self.checkpoint else self._passing)
-            h = self._layer_forward(layer, p, h, saved)
+            s = saved[layer.index]
+            h = self._layer_forward(layer, p, h, s)
             if kept and not self.checkpoint:
-                p.saved[layer.index] = saved
+                p.saved[layer.index] = s
             if keep_keys:
-                keep_keys(layer.index, saved.k, saved.v)
+                keep_keys(layer.index, s.k, s.v)
         p.x_final = take("x_final", h.shape, ops.act_dtype)
         p.h_final = take("h_final", h.shape, ops.act_dtype)
         p.rstd_final = take("rstd_final", h.shape[:1], np.float32)
@@ -160,13 +162,13 @@ class Model:
     def _is_trimmed(self, p: Pass, layer: Layer) -> bool:
         return p.trimmed and layer.index == self.architecture.layers - 1
 
+    def _prefix(self, layer: Layer, train: bool) -> str:
+        """Of the names of a layer's arrays."""
+        return f"{layer.index}." if train and layer.index >= self.lowest and not self.checkpoint else self._passing
+
     def _allocate(self, p: Pass, layer: Layer, prefix: str) -> Saved:
         rows = p.rows.size if self._is_trimmed(p, layer) else p.batch.n_tokens
-
-        def take(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-            return self.buffers.take(prefix + name, shape, dtype)
-
-        return allocate_saved(take, layer, self.ops.act_dtype, p.batch.n_tokens, rows, self.architecture.heads)
+        return allocate_saved(self.buffers, prefix, layer, self.ops.act_dtype, p.batch.n_tokens, rows, self.architecture.heads)
 
     def _layer_forward(self, layer: Layer, p: Pass, h: Float32, s: Saved) -> Float32:
         """h float32 (T, D) -> (Tq, D)."""

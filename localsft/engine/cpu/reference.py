@@ -8,7 +8,8 @@ whose error against the exact values is the measure for the kernels'. Its activa
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,17 @@ def visibility(q_rows: Array, starts: Array, parents: Array, window: int) -> Arr
             ancestor = int(parents[ancestor])
         visible[i, path[-window:] if window else path] = True
     return visible
+
+
+class _Linear(NamedTuple):
+    """One of the linears that read the same input; None where it has no adapter."""
+
+    weight: Array
+    a: Array | None
+    b: Array | None
+    scale: float | None
+    d_a: Array | None
+    d_b: Array | None
 
 
 class ReferenceOps:
@@ -71,12 +83,15 @@ class ReferenceOps:
     def embed(self, weight: Array, tokens: Array, out: Array) -> None:
         out[...] = weight[tokens]
 
-    def linear_forward(
-        self, x: Any, weights: Any, lora_a: Any, lora_b: Any, scales: Any, outs: Any, u: Any, add: Any, x_lora: Any = None
-    ) -> None:
+    def linears(
+        self, weights: Any, lora_a: Any = (), lora_b: Any = (), scales: Any = (), d_lora_a: Any = (), d_lora_b: Any = ()
+    ) -> list[_Linear]:
+        return [_Linear(*parts) for parts in zip_longest(weights, lora_a, lora_b, scales, d_lora_a, d_lora_b)]
+
+    def linear_forward(self, x: Any, linears: Any, outs: Any, u: Any, add: Any, x_lora: Any = None) -> None:
         x64, low = x.astype(np.float64), (x if x_lora is None else x_lora).astype(np.float64)
         column = 0
-        for weight, a, b, scale, out in zip(weights, lora_a, lora_b, scales, outs, strict=True):
+        for (weight, a, b, scale, _, _), out in zip(linears, outs, strict=True):
             y = x64 @ self.low(weight).T
             if a is not None:
                 down = low @ self.low(a).T
@@ -85,8 +100,8 @@ class ReferenceOps:
                 y += self.low(scale * down) @ self.low(b)
             self.put(out, out + y if add else y)
 
-    def linear_decode(self, x: Any, weights: Any, lora_a: Any, lora_b: Any, scales: Any, outs: Any) -> None:
-        for weight, a, b, scale, out in zip(weights, lora_a, lora_b, scales, outs, strict=True):
+    def linear_decode(self, x: Any, linears: Any, outs: Any) -> None:
+        for (weight, a, b, scale, _, _), out in zip(linears, outs, strict=True):
             out[...] = x.astype(np.float64) @ weight.T
             if a is not None:
                 out += scale * (x.astype(np.float64) @ a.T.astype(np.float64)) @ b
@@ -98,24 +113,10 @@ class ReferenceOps:
     def column_dots(self, x: Any, y: Any, r: Any, out: Any) -> None:
         out += r * (x.astype(np.float64) * y).sum(0)
 
-    def linear_backward(
-        self,
-        dys: Any,
-        weights: Any,
-        lora_a: Any,
-        lora_b: Any,
-        scales: Any,
-        x: Any,
-        u: Any,
-        d_lora_a: Any,
-        d_lora_b: Any,
-        dx: Any,
-        add: Any,
-        dx_lora: Any = None,
-    ) -> None:
+    def linear_backward(self, dys: Any, linears: Any, x: Any, u: Any, dx: Any, add: Any, dx_lora: Any = None) -> None:
         total, low = 0.0, 0.0
         column = 0
-        for dy, weight, a, b, scale, d_a, d_b in zip(dys, weights, lora_a, lora_b, scales, d_lora_a, d_lora_b, strict=True):
+        for dy, (weight, a, b, scale, d_a, d_b) in zip(dys, linears, strict=True):
             dy = dy.astype(np.float64)
             total = total + dy @ self.low(weight)
             if a is not None:
@@ -261,5 +262,6 @@ class ReferenceOps:
         g64 = g.astype(np.float64) * grad_scale
         m64, v64 = beta1 * m + (1 - beta1) * g64, beta2 * v + (1 - beta2) * g64**2
         m[...], v[...] = m64, v64
+        g[...] = 0
         p64 = p * (1 - lr * weight_decay)
         p[...] = p64 - lr * (m64 / (1 - beta1**step)) / (np.sqrt(v64 / (1 - beta2**step)) + eps)

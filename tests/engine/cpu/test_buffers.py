@@ -43,3 +43,25 @@ def test_clear_gives_everything_back() -> None:
     before = arrays.take("x", (3,), np.float32)
     arrays.clear()
     assert arrays.nbytes == 0 and not np.shares_memory(before, arrays.take("x", (3,), np.float32))
+
+
+def test_carved_arrays_lie_beside_each_other() -> None:
+    arrays = Buffers()
+    shapes = ((3, 5), (0, 7), (4,), (1, 1))
+    parts = arrays.carve("x", shapes, np.uint16)
+    assert [part.shape for part in parts] == list(shapes) and all(part.flags.c_contiguous for part in parts)
+    for i, part in enumerate(parts):
+        part[...] = i
+    assert [part.tolist() for part in parts] == [np.full(shape, i).tolist() for i, shape in enumerate(shapes)]
+    starts = [part.ctypes.data for part in parts if part.size]
+    assert all((start - starts[0]) % 64 == 0 for start in starts)
+    assert arrays.carve("x", shapes, np.uint16)[0] is parts[0]  # made once
+
+
+def test_carved_arrays_move_when_they_outgrow_their_buffer() -> None:
+    arrays = Buffers()
+    before = arrays.carve("x", ((3,), (4,)), np.float32)
+    now = arrays.carve("x", ((300,), (4,)), np.float32)
+    assert not np.shares_memory(before[1], now[1])
+    assert np.shares_memory(arrays.carve("x", ((3,), (4,)), np.float32)[0], now[0])
+    assert arrays.nbytes == 1216 + 64
