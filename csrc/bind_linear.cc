@@ -103,12 +103,12 @@ Linears linears(const Context& ctx, const Weights& weights, const MaybeArrays& l
   for (size_t i = 0; i < n; ++i) {
     for (const array& part : weights[i]->arrays) group.arrays.push_back(part);
     Adapter& adapter = group.members[i].adapter;
-    if (adapter.rank == 0) continue;
-    group.rank += adapter.rank;
-    group.arrays.insert(group.arrays.end(), {*a[i], *b[i]});
-    args.require(d_a[i].has_value() == group.trainable && d_b[i].has_value() == group.trainable, "d_lora_a, d_lora_b",
+    const bool adapted = adapter.rank > 0, gradients = adapted && group.trainable;
+    args.require(d_a[i].has_value() == gradients && d_b[i].has_value() == gradients, "d_lora_a, d_lora_b",
                  "must be given for all adapters or for none");
-    if (!group.trainable) continue;
+    if (adapted) group.arrays.insert(group.arrays.end(), {*a[i], *b[i]});
+    group.rank += adapter.rank;
+    if (!gradients) continue;
     adapter.d_a = args.out<float>(*d_a[i], "d_lora_a", {adapter.rank, K});
     adapter.d_b = args.out<float>(*d_b[i], "d_lora_b", {adapter.rank, group.members[i].weight.rows});
     group.arrays.insert(group.arrays.end(), {*d_a[i], *d_b[i]});

@@ -438,6 +438,8 @@ def test_refusals(ctx: _core.Context) -> None:
         _core.linears(ctx, [weight], [a], [None], [1.0])
     with pytest.raises(ValueError, match="for all adapters or for none"):
         _core.linears(ctx, [weight], [a], [b], [1.0], [a.copy()], [None])
+    with pytest.raises(ValueError, match="for all adapters or for none"):
+        _core.linears(ctx, [weight], d_lora_a=[a.copy()], d_lora_b=[b.copy()])
     with pytest.raises(ValueError, match="d_lora_b has shape"):
         _core.linears(ctx, [weight], [a], [b], [1.0], [a.copy()], [b[:, :9].copy()])
     adapted, u = _core.linears(ctx, [weight], [a], [b], [1.0]), np.zeros((2, 3), np.float32)
