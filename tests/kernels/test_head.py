@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from localsft import _core
+from tests.kernels.linears import check, sum_eps
 from tests.kernels.matrices import make, multiplied
 from tests.kernels.numerics import BF16_EPS, F32_EPS, central_difference, from_act, to_act
-from tests.kernels.test_linear import check, sum_eps
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
