@@ -29,7 +29,8 @@ void AheadQueue::add(const kernels::Matrix& m, int64_t row, int64_t rows, int64_
 void AheadQueue::add_block(const void* first, int64_t rows, int64_t bytes, int64_t stride) {
   const auto* p = static_cast<const uint8_t*>(first);
   if (bytes == stride) {
-    stretches_.push_back({p, kLine, rows * bytes / kLine + 1});
+    const auto into = int64_t(reinterpret_cast<uintptr_t>(p) % kLine);
+    stretches_.push_back({p, kLine, (into + rows * bytes + kLine - 1) / kLine});
     return;
   }
   int64_t line = 0;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "ahead.h"
 #include "arguments.h"
 #include "bind_weights.h"
 #include "bindings.h"
@@ -123,8 +124,22 @@ Out output(const Arguments& args, array& a, const char* name, int64_t rows, int6
   return {args.act_out(a, name, {rows, columns}), columns, true, false};
 }
 
+// Addresses, one in each cache line that is fetched ahead of packing these rows and columns.
+std::vector<uintptr_t> lines_ahead(const Weight& weight, int64_t row, int64_t rows, int64_t begin, int64_t end) {
+  AheadQueue queue;
+  queue.add(weight.matrix, row, rows, begin, end);
+  std::vector<uintptr_t> lines;
+  while (kernels::Ahead* ahead = queue.next())
+    for (; ahead->count > 0; --ahead->count, ahead->at += ahead->stride)
+      lines.push_back(reinterpret_cast<uintptr_t>(ahead->at));
+  return lines;
+}
+
 void bind_weights(py::module_& m) {
   py::class_<Weight>(m, "Weight", "A matrix (N, K) to multiply with: a view that keeps its arrays alive.")
+      .def("lines_ahead", &lines_ahead, arg("row"), arg("rows"), arg("begin"), arg("end"),
+           "An address in each cache line that is fetched before the rows [row, row + rows) over the columns [begin, "
+           "end) are packed: what a test can see of it, since a wrong one would only cost time.")
       .def_property_readonly("shape", [](const Weight& w) { return py::make_tuple(w.matrix.rows, w.matrix.columns); });
   m.def("dense_weight", &dense_weight, arg("array"), arg("bf16") = false,
         "A weight (N, K) from float32, float16, or uint16 holding bfloat16 bits (bf16=True).");
