@@ -29,7 +29,7 @@ from localsft.config import LoraConfig, OptimConfig, resolve
 from localsft.data.pack import pack_step
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops
-from localsft.session import load_examples, load_model, peak_memory_mb
+from localsft.session import available_memory, load_examples, load_model, peak_memory_mb
 
 
 class TimedOps(Ops):
@@ -85,9 +85,9 @@ def main() -> None:
     def engine_of(threads: int) -> tuple[CpuEngine, TimedOps]:
         ops = TimedOps(a.isa, threads)
         ops.seconds = defaultdict(float)
-        return CpuEngine(
-            model.base, LoraConfig(layers=a.layers) if a.layers else LoraConfig(), OptimConfig(), ops, checkpoint=a.checkpoint
-        ), ops
+        engine = CpuEngine(model.base, LoraConfig(layers=a.layers) if a.layers else LoraConfig(), OptimConfig(), ops, checkpoint=a.checkpoint)
+        engine.speed_up(max(batch.n_tokens for batch in batches), available_memory())
+        return engine, ops
 
     sides = {threads: engine_of(threads) for threads in ([a.threads, 1] if a.one_thread else [a.threads])}
     times: dict[int, list[float]] = {threads: [] for threads in sides}

@@ -14,6 +14,8 @@ class AheadQueue {
  public:
   // The rows [row, row + rows) of m over the columns [begin, end), with their scales and biases.
   void add(const kernels::Matrix& m, int64_t row, int64_t rows, int64_t begin, int64_t end);
+  // `count` units of kept panels.
+  void add(const uint32_t* units, int64_t count) { add_block(units, 1, count * 4, count * 4); }
   // The first stretch that is not fetched yet, for a kernel to go on with; null where all are.
   kernels::Ahead* next();
 

@@ -31,6 +31,7 @@ std::vector<Member> group_of(const Arguments& args, const GroupOf& group, size_t
   const auto& [weights, lora_a, lora_b, scales, factors] = group;
   args.require(weights.size() == count && factors.size() == count, "layers",
                "holds a group with another number of weights");
+  for (const Weight* weight : weights) alive.push_back(py::cast(weight, py::return_value_policy::reference));
   for (const auto* arrays : {&lora_a, &lora_b, &factors})
     for (const auto& a : *arrays)
       if (a.has_value()) alive.push_back(*a);
@@ -55,6 +56,8 @@ BoundDecoder* make_decoder(Context& ctx, const Weight& embedding, const Weight& 
   d.eps = eps;
   d.final_norm = args.in<float>(final_norm, "final_norm", {D});
   bound->alive.push_back(final_norm);
+  for (const Weight* weight : {&embedding, &head})
+    bound->alive.push_back(py::cast(weight, py::return_value_policy::reference));
   for (const auto& [attention_norm, qkv, o, mlp_norm, gate_up, down] : layers) {
     DecodeLayer layer;
     layer.attention_norm = args.in<float>(attention_norm, "attention_norm", {D});

@@ -10,6 +10,7 @@
 #include "bindings.h"
 #include "ops_head.h"
 #include "ops_linear.h"
+#include "panels.h"
 
 namespace localsft {
 
@@ -57,9 +58,15 @@ Kind float_kind(const char* op, const char* name, const array& a, bool bf16) {
   throw py::type_error(std::string(op) + ": " + name + " must be float32, float16, or uint16 with the bf16 flag");
 }
 
+Weight weight_of(Matrix m, Arrays arrays) {
+  auto panels = std::make_shared<WeightPanels>();
+  m.kept = &panels->kept;
+  return {m, std::move(arrays), std::move(panels)};
+}
+
 Weight dense_weight(const array& data, bool bf16) {
   const Kind kind = float_kind("dense_weight", "array", data, bf16);
-  return {dense(kind, data.data(), data.shape(0), data.shape(1)), {data}};
+  return weight_of(dense(kind, data.data(), data.shape(0), data.shape(1)), {data});
 }
 
 Weight affine_weight(const array& packed, const array& scales, const array& biases, int bits, int group_size,
@@ -84,7 +91,7 @@ Weight affine_weight(const array& packed, const array& scales, const array& bias
   m.scale_kind = kind;
   m.bits = bits;
   while ((1 << m.group_log2) < group_size) ++m.group_log2;
-  return {m, {packed, scales, biases}};
+  return weight_of(m, {packed, scales, biases});
 }
 
 // No arrays at all stand for None for each.
@@ -99,10 +106,15 @@ Linears linears(const Context& ctx, const Weights& weights, const MaybeArrays& l
   const MaybeArrays a = or_none(lora_a, n), b = or_none(lora_b, n);
   MaybeArrays d_a = or_none(d_lora_a, n), d_b = or_none(d_lora_b, n);
   args.require(d_a.size() == n && d_b.size() == n, "d_lora_a, d_lora_b", "must be as many as weights");
-  Linears group{
-      members(args, weights, a, b, scales.empty() ? std::vector<float>(n) : scales, K), K, 0, !d_lora_a.empty(), {}};
+  Linears group{members(args, weights, a, b, scales.empty() ? std::vector<float>(n) : scales, K),
+                K,
+                0,
+                !d_lora_a.empty(),
+                {},
+                {}};
   for (size_t i = 0; i < n; ++i) {
     for (const array& part : weights[i]->arrays) group.arrays.push_back(part);
+    group.panels.push_back(weights[i]->panels);
     Adapter& adapter = group.members[i].adapter;
     const bool adapted = adapter.rank > 0, gradients = adapted && group.trainable;
     args.require(d_a[i].has_value() == gradients && d_b[i].has_value() == gradients, "d_lora_a, d_lora_b",
@@ -140,6 +152,26 @@ void bind_weights(py::module_& m) {
       .def("lines_ahead", &lines_ahead, arg("row"), arg("rows"), arg("begin"), arg("end"),
            "An address in each cache line that is fetched before the rows [row, row + rows) over the columns [begin, "
            "end) are packed: what a test can see of it, since a wrong one would only cost time.")
+      .def(
+          "panel_units", [](const Weight& w, const Context& ctx) { return panel_units(ctx, w.matrix); }, arg("ctx"),
+          "How many uint32 keep_panels takes.")
+      .def(
+          "keep_panels",
+          [](Weight& w, Context& ctx, array units) {
+            const Arguments args("keep_panels", ctx);
+            auto* to = args.out<uint32_t>(units, "units", {panel_units(ctx, w.matrix)});
+            w.panels->kept = {};
+            kernels::KeptPanels kept;
+            {
+              py::gil_scoped_release release;
+              kept = keep_panels(ctx, w.matrix, to);
+            }
+            *w.panels = {kept, std::move(units)};
+          },
+          arg("ctx"), arg("units"),
+          "Packs the weight once for all training products with kernels of this ISA, also of Linears that exist "
+          "already: the same results, without unpacking it each time. units uint32 (panel_units(ctx),) is kept alive; "
+          "nobody else may write to it.")
       .def_property_readonly("shape", [](const Weight& w) { return py::make_tuple(w.matrix.rows, w.matrix.columns); });
   m.def("dense_weight", &dense_weight, arg("array"), arg("bf16") = false,
         "A weight (N, K) from float32, float16, or uint16 holding bfloat16 bits (bf16=True).");

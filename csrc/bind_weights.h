@@ -1,5 +1,6 @@
 // A weight as Python holds it, and the group of weights and adapters that one operation takes.
 #pragma once
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -8,10 +9,17 @@
 
 namespace localsft {
 
+// The panels of a weight, where they are kept, and the array that holds them.
+struct WeightPanels {
+  kernels::KeptPanels kept;
+  py::array units;
+};
+
 // A matrix and the arrays it reads, kept alive.
 struct Weight {
   Matrix matrix;
   std::vector<py::array> arrays;
+  std::shared_ptr<WeightPanels> panels;  // matrix.kept points there
 };
 
 // Linears that read the same input, as the operations take them, checked once: the arrays of their weights, adapters
@@ -21,6 +29,7 @@ struct Linears {
   int64_t inputs, rank;  // rank: of all adapters together
   bool trainable;        // every adapter has a place for its gradients
   std::vector<py::array> arrays;
+  std::vector<std::shared_ptr<WeightPanels>> panels;
 };
 
 using Weights = std::vector<const Weight*>;

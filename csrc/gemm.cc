@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "ahead.h"
+#include "panels.h"
 
 namespace localsft {
 
@@ -73,29 +74,36 @@ Range reduction_range(const Context& ctx, const Stretch& s) {
   return {s.begin * step, std::min((s.begin + s.steps) * step, all)};
 }
 
-// Packs the columns of the task over one chunk: panel after panel, each (steps, panel) units. Returns the units of a
-// panel.
-int64_t pack_panels(const Context& ctx, const Task& task, const Chunk& chunk, uint32_t* panels) {
-  const auto& g = ctx.kernels.gemm;
-  int64_t steps = 0;
-  for (const Stretch& s : chunk) steps += s.steps;
-  const int64_t next = steps * g.panel;
-  const int lanes = int(round_up(task.columns, ctx.kernels.lanes));
-  for (const Stretch& s : chunk) {
-    const Range range = reduction_range(ctx, s);
-    (s.term->across ? g.pack_across : g.pack_along)(&s.term->matrix, task.column, task.columns, lanes, range.begin,
-                                                    range.end, 1.0f, g.panel, panels, next);
-    panels += s.steps * g.panel;
-  }
-  return next;
+// The panels of a task over one stretch that are kept, if they are.
+Panels kept_panels(const Context& ctx, const Task& task, const Stretch& s) {
+  return (s.term->across ? kept_across : kept_along)(ctx, s.term->matrix, task.column, s.begin);
 }
 
-// What pack_panels will read.
+// The columns of the task over one chunk, stretch by stretch: packed to `own` where they are not kept.
+void pack_panels(const Context& ctx, const Task& task, const Chunk& chunk, uint32_t* own, std::vector<Panels>& panels) {
+  const auto& g = ctx.kernels.gemm;
+  const int lanes = int(round_up(task.columns, ctx.kernels.lanes));
+  panels.clear();
+  for (const Stretch& s : chunk) {
+    panels.push_back(kept_panels(ctx, task, s));
+    if (panels.back().units != nullptr) continue;
+    panels.back() = {own, s.steps * g.panel};
+    const Range range = reduction_range(ctx, s);
+    (s.term->across ? g.pack_across : g.pack_along)(&s.term->matrix, task.column, task.columns, lanes, range.begin,
+                                                    range.end, 1.0f, g.panel, own, panels.back().next);
+    own += ceil_div(task.columns, g.panel) * panels.back().next;
+  }
+}
+
+// What pack_panels will read, or the register tile of kept panels.
 AheadQueue panels_ahead(const Context& ctx, const Task& task, const Chunk& chunk) {
+  const int64_t width = ctx.kernels.gemm.panel;
   AheadQueue ahead;
   for (const Stretch& s : chunk) {
     const Range range = reduction_range(ctx, s);
-    if (s.term->across)
+    if (const Panels kept = kept_panels(ctx, task, s); kept.units != nullptr)
+      for (int64_t p = 0; p * width < task.columns; ++p) ahead.add(kept.units + p * kept.next, s.steps * width);
+    else if (s.term->across)
       ahead.add(s.term->matrix, task.column, task.columns, range.begin, range.end);
     else
       ahead.add(s.term->matrix, range.begin, range.end - range.begin, task.column, task.column + task.columns);
@@ -113,7 +121,7 @@ struct Part {
 
 // One chunk: the panels times the row tiles, block_rows at a time.
 void multiply_chunk(Context& ctx, const Task& task, const Part& part, const Chunk& chunk, bool first_chunk,
-                    bool last_chunk, const uint32_t* panels, int64_t next, AheadQueue& ahead) {
+                    bool last_chunk, const std::vector<Panels>& panels, AheadQueue& ahead) {
   const auto& g = ctx.kernels.gemm;
   const int64_t panels_of_task = ceil_div(task.columns, g.panel), width = panels_of_task * g.panel;
   const int64_t block = std::max<int64_t>(g.block_rows / g.tile_rows, 1);
@@ -126,7 +134,8 @@ void multiply_chunk(Context& ctx, const Task& task, const Part& part, const Chun
       const int64_t column = task.column + p * g.panel;
       for (size_t i = 0; i < segments.size(); ++i) {
         const Stretch& s = chunk[i];
-        segments[i] = {rows.packed + (begin * rows.steps + s.term->first_step + s.begin) * g.tile_rows, s.steps};
+        segments[i] = {rows.packed + (begin * rows.steps + s.term->first_step + s.begin) * g.tile_rows,
+                       panels[i].units + p * panels[i].next, s.steps};
       }
       const int64_t row = begin * g.tile_rows;
       auto* result = static_cast<uint8_t*>(out.data) + (row * out.stride + column) * size;
@@ -136,7 +145,7 @@ void multiply_chunk(Context& ctx, const Task& task, const Part& part, const Chun
       kernels::Target target{result, out.stride, out.act, nullptr, 0};
       if (!last_chunk) target = {partial, partial_stride, false, nullptr, 0};
       if (!first_chunk || out.add) target.before = partial, target.before_stride = partial_stride;
-      g.tiles(segments.data(), int(segments.size()), rows.steps * g.tile_rows, panels + p * next,
+      g.tiles(segments.data(), int(segments.size()), rows.steps * g.tile_rows,
               int(std::min(rows.count, std::min(begin + block, part.last) * g.tile_rows) - row),
               int(std::min<int64_t>(g.panel, task.columns - p * g.panel)), &target, ahead.next());
     }
@@ -148,7 +157,8 @@ void run_task(Context& ctx, const Task& task, const Task* after, int thread) {
   const auto& g = ctx.kernels.gemm;
   const int64_t width = round_up(task.columns, g.panel);
   const std::vector<Chunk>& chunks = *task.chunks;
-  auto* panels = ctx.scratch.array<uint32_t>(thread, kPanelSlot, size_t(g.chunk * width));
+  auto* own = ctx.scratch.array<uint32_t>(thread, kPanelSlot, size_t(g.chunk * width));
+  std::vector<Panels> panels;
   std::vector<Part> parts;
   int64_t sums = 0;
   for (const Rows& rows : task.product->rows) {
@@ -165,13 +175,13 @@ void run_task(Context& ctx, const Task& task, const Task* after, int thread) {
   }
   for (size_t c = 0; c < chunks.size(); ++c) {
     const bool last = c + 1 == chunks.size();
-    const int64_t next = pack_panels(ctx, task, chunks[c], panels);
+    pack_panels(ctx, task, chunks[c], own, panels);
     AheadQueue ahead;
     if (!last)
       ahead = panels_ahead(ctx, task, chunks[c + 1]);
     else if (after != nullptr)
       ahead = panels_ahead(ctx, *after, after->chunks->front());
-    for (const Part& part : parts) multiply_chunk(ctx, task, part, chunks[c], c == 0, last, panels, next, ahead);
+    for (const Part& part : parts) multiply_chunk(ctx, task, part, chunks[c], c == 0, last, panels, ahead);
   }
 }
 
@@ -180,6 +190,7 @@ void run_task(Context& ctx, const Task& task, const Task* after, int thread) {
 Matrix row_range(const Matrix& m, int64_t row, int64_t count) {
   Matrix part = m;
   part.rows = count;
+  part.first_row += row;
   const auto* data = static_cast<const uint8_t*>(m.data);
   if (m.kind != Kind::AFFINE) {
     part.data = data + row * m.stride * (m.kind == Kind::F32 ? 4 : 2);

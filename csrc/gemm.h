@@ -17,7 +17,7 @@ using kernels::Kind;
 using kernels::Matrix;
 
 inline Matrix dense(Kind kind, const void* data, int64_t rows, int64_t columns, int64_t stride) {
-  return Matrix{kind, rows, columns, data, stride, nullptr, nullptr, Kind::F32, 0, 0};
+  return Matrix{kind, rows, columns, data, stride, nullptr, nullptr, Kind::F32, 0, 0, nullptr, 0, rows};
 }
 inline Matrix dense(Kind kind, const void* data, int64_t rows, int64_t columns) {
   return dense(kind, data, rows, columns, columns);

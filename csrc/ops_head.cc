@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ahead.h"
+#include "panels.h"
 
 namespace localsft {
 
@@ -86,9 +87,10 @@ class Softmax {
   // the same sums in the same order everywhere.
   void logits(const Rows& rows, int64_t row, int64_t count, const uint32_t* panel, int columns, int64_t begin,
               int64_t steps, float* out, int64_t stride, kernels::Ahead* ahead) const {
-    const kernels::Segment segment{rows.packed + (row / g_.tile_rows * steps_ + begin) * g_.tile_rows, steps};
+    const kernels::Segment segment{rows.packed + (row / g_.tile_rows * steps_ + begin) * g_.tile_rows,
+                                   panel + begin * g_.panel, steps};
     const kernels::Target target{out, stride, false, begin == 0 ? nullptr : out, stride};
-    g_.tiles(&segment, 1, steps_ * g_.tile_rows, panel + begin * g_.panel, int(count), columns, &target, ahead);
+    g_.tiles(&segment, 1, steps_ * g_.tile_rows, int(count), columns, &target, ahead);
   }
   int64_t chunk() const {
     return std::max<int64_t>(round_up(ceil_div(steps_, std::max<int64_t>(ceil_div(steps_, g_.chunk), 1)), 32), 32);
@@ -149,13 +151,22 @@ class Softmax {
     const int64_t width = panels_ * g_.panel, block_steps = steps_of(ctx_, count), stride = round_up(width, 32);
     ctx_.pool.run(ceil_div(count, width), [&](int64_t group, int thread) {
       const int64_t offset = group * width, columns = std::min(width, count - offset), next = steps_ * g_.panel;
-      auto* panels = ctx_.scratch.array<uint32_t>(thread, kPanelSlot, size_t(panels_ * next));
       auto* tile = ctx_.scratch.array<float>(thread, kTile, size_t(kTileRows * stride));
-      g_.pack_across(&w_, begin + offset, int(columns), int(round_up(columns, ctx_.kernels.lanes)), 0, w_.columns, 1.0f,
-                     g_.panel, panels, next);
-      AheadQueue ahead;  // of this thread's next panels, probably
-      const int64_t after = begin + offset + ctx_.pool.size() * width;
-      ahead.add(w_, after, std::min(width, w_.rows - after), 0, w_.columns);
+      const int64_t after =
+          begin + offset + ctx_.pool.size() * width;  // where this thread's next panels begin, probably
+      const uint32_t* panels = kept_across(ctx_, w_, begin + offset, 0).units;
+      AheadQueue ahead;
+      if (panels != nullptr) {
+        if (after < w_.rows)
+          ahead.add(kept_across(ctx_, w_, after, 0).units,
+                    std::min(panels_, ceil_div(w_.rows - after, g_.panel)) * next);
+      } else {
+        auto* own = ctx_.scratch.array<uint32_t>(thread, kPanelSlot, size_t(panels_ * next));
+        g_.pack_across(&w_, begin + offset, int(columns), int(round_up(columns, ctx_.kernels.lanes)), 0, w_.columns,
+                       1.0f, g_.panel, own, next);
+        panels = own;
+        ahead.add(w_, after, std::min(width, w_.rows - after), 0, w_.columns);
+      }
       for (int64_t first = 0; first < rows.count; first += kTileRows) {
         const int64_t last = std::min(first + kTileRows, rows.count);
         for (int64_t step = 0; step < steps_; step += chunk())

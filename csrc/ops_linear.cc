@@ -50,13 +50,13 @@ class LowRank {
   void add(const uint32_t* tiles, int64_t next, int64_t begin, int64_t steps, int rows, float* out,
            int64_t stride) const {
     for (int row = 0; row < rows; row += int(g_.block_rows)) {
-      const kernels::Segment segment{tiles + row / g_.tile_rows * next, steps};
       for (int64_t r = 0; r < rank_; r += g_.panel) {
+        const kernels::Segment segment{tiles + row / g_.tile_rows * next, panels_ + r * steps_ + begin * g_.panel,
+                                       steps};
         float* to = out + row * stride + r;
         const kernels::Target target{to, stride, false, begin == 0 ? nullptr : to, stride};
-        g_.tiles(&segment, 1, next, panels_ + r * steps_ + begin * g_.panel,
-                 int(std::min<int64_t>(g_.block_rows, rows - row)), int(std::min<int64_t>(g_.panel, rank_ - r)),
-                 &target, nullptr);
+        g_.tiles(&segment, 1, next, int(std::min<int64_t>(g_.block_rows, rows - row)),
+                 int(std::min<int64_t>(g_.panel, rank_ - r)), &target, nullptr);
       }
     }
   }

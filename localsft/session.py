@@ -164,6 +164,7 @@ def open_fitting(
     if fit.recompute:
         del engine
         engine = opened(True)
+    fit = replace(fit, memory=fit.memory + engine.speed_up(work.typical.n_tokens, free - fit.memory))
     engine.hold_to(fit.memory)
     return engine, replace(config, data=replace(config.data, tokens_per_pack=fit.tokens_per_pack)), fit
 

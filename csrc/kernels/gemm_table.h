@@ -10,6 +10,15 @@ namespace kernels {
 
 enum class Kind : int32_t { F32, F16, BF16, AFFINE };
 
+struct GemmTable;
+
+// A whole matrix as pack_across and as pack_along make it, panel after panel of (steps, panel) units.
+struct KeptPanels {
+  const uint32_t* across;
+  const uint32_t* along;
+  const GemmTable* by;  // whose panels they are; null where none are kept
+};
+
 // A (rows, columns) matrix to read: a dense array with `stride` elements from row to row, or an affine-quantized weight
 // w = scale·q + bias (see weights/tensor.py for the packing).
 struct Matrix {
@@ -22,11 +31,16 @@ struct Matrix {
   const void* biases;
   Kind scale_kind;
   int32_t bits, group_log2;
+  // What is kept, or null, of a matrix of all_rows rows of which these are those from first_row on: a multiple of the
+  // step, and of the panel where they are packed across.
+  const KeptPanels* kept;
+  int64_t first_row, all_rows;
 };
 
-// One stretch of the reduction: `steps` steps of packed row tiles.
+// One stretch of the reduction: `steps` steps of packed row tiles and of a panel.
 struct Segment {
   const uint32_t* a;  // (steps, tile_rows) units of the first tile
+  const uint32_t* b;  // (steps, panel) units
   int64_t steps;
 };
 
@@ -71,11 +85,10 @@ struct GemmTable {
   // Packs columns [column, column + count) over the rows [begin, end): the rows are the reduction. At most 512 columns.
   void (*pack_along)(const Matrix* m, int64_t column, int count, int lanes, int64_t begin, int64_t end, float scale,
                      int width, uint32_t* dst, int64_t next);
-  // (rows, columns) of Σ over segments of a·b, at most block_rows rows; b: the panel (steps of all segments, panel)
-  // units. Row tile after row tile, their operands `next` units apart. `ahead`, if not null, goes on by what was
-  // fetched.
-  void (*tiles)(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
-                const Target* target, Ahead* ahead);
+  // (rows, columns) of Σ over segments of a·b, at most block_rows rows. Row tile after row tile, their operands `next`
+  // units apart. `ahead`, if not null, goes on by what was fetched.
+  void (*tiles)(const Segment* segments, int count, int64_t next, int rows, int columns, const Target* target,
+                Ahead* ahead);
 
   // `steps` steps of a full tile on registers alone: what the arithmetic units can do at most. The result has no
   // meaning.

@@ -53,8 +53,8 @@ LOCALSFT_INLINE void tile_step(const uint32_t* a, int64_t next, const uint32_t* 
 // `next` units apart. Where it is one tile, the next one's is fetched meanwhile; and for every line of it one of
 // `ahead`.
 template <int TILE_ROWS, int VECTORS, int TILES = 1>
-static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t next, const uint32_t* b, int64_t row,
-                        int columns, const Target* target, Ahead* ahead) {
+static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t next, int64_t row, int columns,
+                        const Target* target, Ahead* ahead) {
   enum { ROWS = TILES * TILE_ROWS };
   const int last = ((columns - 1) & (LANES - 1)) + 1;  // columns in the last vector
   vf sums[ROWS][VECTORS];
@@ -73,7 +73,7 @@ static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t 
 
   Ahead lines = *ahead;
   for (int s = 0; s < count; ++s) {
-    const uint32_t* a = segments[s].a + at;
+    const uint32_t *a = segments[s].a + at, *b = segments[s].b;
     int64_t step = segments[s].steps;
     for (; FOLLOWED && step >= LINE_STEPS; step -= LINE_STEPS) {
       if (TILES == 1) __builtin_prefetch(a + next);
@@ -116,50 +116,50 @@ static void tile_kernel(const Segment* segments, int count, int64_t at, int64_t 
 }
 
 template <int VECTORS>
-static void tiles_columns(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
-                          const Target* target, Ahead* ahead) {
+static void tiles_columns(const Segment* segments, int count, int64_t next, int rows, int columns, const Target* target,
+                          Ahead* ahead) {
   int64_t at = 0;
   int row = 0;
   // One tile of a single vector has too few chains of additions for the units: as many tiles at once as a whole tile
   // has vectors.
   if (FOLLOWED && VECTORS == 1)
     for (; row + GEMM_VECTORS * GEMM_ROWS <= rows; row += GEMM_VECTORS * GEMM_ROWS, at += GEMM_VECTORS * next)
-      tile_kernel<GEMM_ROWS, 1, GEMM_VECTORS>(segments, count, at, next, b, row, columns, target, ahead);
+      tile_kernel<GEMM_ROWS, 1, GEMM_VECTORS>(segments, count, at, next, row, columns, target, ahead);
   if (FOLLOWED)
     for (; row + GEMM_ROWS <= rows; row += GEMM_ROWS, at += next)
-      tile_kernel<GEMM_ROWS, VECTORS>(segments, count, at, next, b, row, columns, target, ahead);
+      tile_kernel<GEMM_ROWS, VECTORS>(segments, count, at, next, row, columns, target, ahead);
   switch (rows - row) {
     case 1:
-      return tile_kernel<1, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
+      return tile_kernel<1, VECTORS>(segments, count, at, 0, row, columns, target, ahead);
     case 2:
-      return tile_kernel<2, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
+      return tile_kernel<2, VECTORS>(segments, count, at, 0, row, columns, target, ahead);
     case 3:
-      return tile_kernel<3, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
+      return tile_kernel<3, VECTORS>(segments, count, at, 0, row, columns, target, ahead);
 #if !defined(LOCALSFT_KERNELS_avx2) && !defined(LOCALSFT_KERNELS_baseline)
     case 4:
-      return tile_kernel<4, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
+      return tile_kernel<4, VECTORS>(segments, count, at, 0, row, columns, target, ahead);
     case 5:
-      return tile_kernel<5, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
+      return tile_kernel<5, VECTORS>(segments, count, at, 0, row, columns, target, ahead);
     case 6:
-      return tile_kernel<6, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
+      return tile_kernel<6, VECTORS>(segments, count, at, 0, row, columns, target, ahead);
     case 7:
-      return tile_kernel<7, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
+      return tile_kernel<7, VECTORS>(segments, count, at, 0, row, columns, target, ahead);
     case 8:
-      return tile_kernel<8, VECTORS>(segments, count, at, 0, b, row, columns, target, ahead);
+      return tile_kernel<8, VECTORS>(segments, count, at, 0, row, columns, target, ahead);
 #endif
   }
 }
 
-static void tiles(const Segment* segments, int count, int64_t next, const uint32_t* b, int rows, int columns,
-                  const Target* target, Ahead* ahead) {
+static void tiles(const Segment* segments, int count, int64_t next, int rows, int columns, const Target* target,
+                  Ahead* ahead) {
   Ahead nothing = {nullptr, 0, 0};
   if (ahead == nullptr) ahead = &nothing;
   switch ((columns + LANES - 1) / LANES) {
     case 1:
-      return tiles_columns<1>(segments, count, next, b, rows, columns, target, ahead);
+      return tiles_columns<1>(segments, count, next, rows, columns, target, ahead);
     case 2:
-      return tiles_columns<2>(segments, count, next, b, rows, columns, target, ahead);
+      return tiles_columns<2>(segments, count, next, rows, columns, target, ahead);
     default:
-      return tiles_columns<GEMM_VECTORS>(segments, count, next, b, rows, columns, target, ahead);
+      return tiles_columns<GEMM_VECTORS>(segments, count, next, rows, columns, target, ahead);
   }
 }

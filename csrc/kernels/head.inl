@@ -25,6 +25,6 @@ static void head_tile(float* logits, int64_t stride, int rows, int columns, int6
     partial.max = vmaximum(high);
   }
   if (packed == nullptr) return;
-  const Matrix e = {Kind::F32, rows, columns, logits, stride, nullptr, nullptr, Kind::F32, 0, 0};
+  const Matrix e = {Kind::F32, rows, columns, logits, stride, nullptr, nullptr, Kind::F32, 0, 0, nullptr, 0, rows};
   pack_across(&e, 0, rows, GEMM_ROWS, 0, columns, 1.0f, GEMM_ROWS, packed, 0);
 }

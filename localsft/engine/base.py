@@ -90,6 +90,9 @@ class Engine(Protocol):
         ``recompute``: of an engine that was opened with ``checkpoint``, so that activations are recomputed in the backward.
         """
 
+    def speed_up(self, tokens: int, free: int) -> int:
+        """Spend memory that is ``free`` (bytes) on the speed of batches of so many tokens, with the same results; the bytes taken."""
+
     def hold_to(self, memory: int) -> None:
         """Tell the allocator, where the engine has one, the bytes that a plan counted (``memory``) for the passes to come."""
 

@@ -108,6 +108,9 @@ class MlxEngine:
     def memory(self, train: BatchSize, score: BatchSize, recompute: bool) -> int:
         return self._sizes.total(train, score, recompute)
 
+    def speed_up(self, tokens: int, free: int) -> int:
+        return 0  # nothing of MLX's gets faster by memory
+
     def hold_to(self, memory: int) -> None:
         limit_memory(memory, self._sizes.weights)
 

@@ -1,0 +1,71 @@
+"""Keeping panels costs memory that was allowed, and changes no bit of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from localsft import session
+from localsft.config import resolve
+from localsft.data.pack import pack_step
+from localsft.engine.cpu import panels
+from localsft.engine.cpu.ops import Ops, available_isas
+from localsft.plan import count_work
+from tests.engine.cpu.cases import Golden, load_golden
+
+PLENTY = 1 << 34
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return load_golden("tiny_tied")
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_a_run_is_the_same(golden: Golden, isa: str) -> None:
+    plain, kept = (golden.engine(Ops(isa, 2), "last2") for _ in range(2))
+    assert kept.speed_up(100, PLENTY) > 0
+    for _ in range(3):
+        for batch in pack_step(golden.examples, 4096):
+            assert plain.accumulate(batch) == kept.accumulate(batch)
+            np.testing.assert_array_equal(plain.score(batch)[0], kept.score(batch)[0])
+        assert plain.step(0.01) == kept.step(0.01)
+    for name, values in plain.adapter().items():
+        np.testing.assert_array_equal(values, kept.adapter()[name])
+
+
+def kept_of(golden: Golden, room: int, monkeypatch: pytest.MonkeyPatch, case: str = "all") -> tuple[list[int], int]:
+    """Uint32 of each weight that is kept, in their order, and the bytes of all."""
+    monkeypatch.setattr(panels, "MOST_BYTES", room)
+    engine = golden.engine(Ops("", 1), case)
+    taken = engine.speed_up(100, PLENTY)
+    chosen, units = panels._choose(engine.model, room // 4)
+    assert taken == 4 * units <= room
+    return [weight.panel_units(engine.ops.context) for weight in chosen], taken
+
+
+def test_the_head_comes_first_and_what_fits_is_kept(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    every, taken = kept_of(golden, 1 << 30, monkeypatch)
+    assert len(every) == 1 + 7 * len(golden.engine(Ops("", 1)).model.layers)
+    last2, _ = kept_of(golden, 1 << 30, monkeypatch, "last2")
+    assert last2 == every[: 1 + 7 * 2]  # no frozen layer
+    assert kept_of(golden, taken, monkeypatch) == (every, taken)
+    some, less = kept_of(golden, taken - 4, monkeypatch)
+    assert some[0] == every[0] and 0 < less < taken
+    assert kept_of(golden, 4, monkeypatch) == ([], 0)
+
+
+def test_little_free_memory_long_batches_and_recomputed_layers_keep_nothing(golden: Golden) -> None:
+    engine = golden.engine(Ops("", 1))
+    assert engine.speed_up(100, 16) == engine.speed_up(100, -PLENTY) == engine.speed_up(panels.MOST_TOKENS + 1, PLENTY) == 0
+    assert golden.engine(Ops("", 1), checkpoint=True).speed_up(100, PLENTY) == 0
+
+
+def test_what_is_kept_is_in_the_plan(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve({"engine": "cpu", "batch_size": 2})
+    model = session.LoadedModel("tiny", golden.base, None, None)  # type: ignore[arg-type]
+    work = count_work(golden.examples, (), config)
+    _, _, fit = session.open_fitting(config, model, work, cache=None)
+    monkeypatch.setattr(panels, "MOST_TOKENS", work.typical.n_tokens - 1)
+    _, _, without = session.open_fitting(config, model, work, cache=None)
+    assert fit.memory > without.memory
