@@ -85,7 +85,9 @@ def main() -> None:
     def engine_of(threads: int) -> tuple[CpuEngine, TimedOps]:
         ops = TimedOps(a.isa, threads)
         ops.seconds = defaultdict(float)
-        engine = CpuEngine(model.base, LoraConfig(layers=a.layers) if a.layers else LoraConfig(), OptimConfig(), ops, checkpoint=a.checkpoint)
+        engine = CpuEngine(
+            model.base, LoraConfig(layers=a.layers) if a.layers else LoraConfig(), OptimConfig(), ops, checkpoint=a.checkpoint
+        )
         engine.speed_up(max(batch.n_tokens for batch in batches), available_memory())
         return engine, ops
 
