@@ -1,7 +1,7 @@
 """Weights that are kept as the register tile reads them, so that short batches do not unpack them at every product.
 
-Unpacking costs the same for a batch of 200 tokens as for one of 1,000. Kept panels take 4 bytes a weight in bfloat16 and 8 in float32,
-and give the same bits (csrc/panels.h).
+Unpacking costs the same for a batch of 200 tokens as for one of 1,000. Kept panels give the same bits (csrc/panels.h), and take 4 bytes a
+weight in bfloat16.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ _LINE = 16  # uint32 in a cache line
 
 
 def keep_panels(model: Model, tokens: int, free: int) -> int:
-    """Keep the panels of as many weights as is worth it for batches of so many tokens with ``free`` bytes to spare; the bytes taken.
+    """Keep the panels of as many weights as is worth it for batches of so many tokens with ``free`` bytes to spare; the bytes taken."""
+    return _keep(model, _room(model, tokens, free))
 
-    The head comes first, then the layers with adapters from the last one down: what every step multiplies with twice.
-    """
-    if tokens > MOST_TOKENS or model.checkpoint:
+
+def _room(model: Model, tokens: int, free: int) -> int:
+    """Bytes to spend on panels. In float32, twice as large, they gain nothing that could be measured."""
+    if tokens > MOST_TOKENS or model.checkpoint or not model.ops.act_bf16:
         return 0
-    chosen, units = _choose(model, min(MOST_BYTES, int(free * MOST_OF_FREE)) // 4)
+    return max(0, min(MOST_BYTES, int(free * MOST_OF_FREE)))
+
+
+def _keep(model: Model, room: int) -> int:
+    """Keep what fits; the bytes taken."""
+    chosen, units = _choose(model, room // 4)
     memory = np.empty(units + _LINE, np.uint32)
     memory = memory[-memory.ctypes.data % (4 * _LINE) // 4 :]
     for weight in chosen:
@@ -38,7 +45,10 @@ def keep_panels(model: Model, tokens: int, free: int) -> int:
 
 
 def _choose(model: Model, room: int) -> tuple[list[Any], int]:
-    """The weights to keep, and the uint32 of all, each in whole cache lines: no more than ``room``."""
+    """The weights to keep, and the uint32 of all, each in whole cache lines: no more than ``room``.
+
+    The head comes first, then the layers with adapters from the last one down: what every step multiplies with twice.
+    """
     layers = [layer for layer in reversed(model.layers) if layer.index >= model.lowest]
     groups = [group for layer in layers for group in (layer.down, layer.gate_up, layer.o, layer.qkv)]
     chosen: list[Any] = []

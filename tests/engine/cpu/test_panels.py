@@ -24,7 +24,7 @@ def golden() -> Golden:
 @pytest.mark.parametrize("isa", available_isas())
 def test_a_run_is_the_same(golden: Golden, isa: str) -> None:
     plain, kept = (golden.engine(Ops(isa, 2), "last2") for _ in range(2))
-    assert kept.speed_up(100, PLENTY) > 0
+    assert panels._keep(kept.model, PLENTY) > 0
     for _ in range(3):
         for batch in pack_step(golden.examples, 4096):
             assert plain.accumulate(batch) == kept.accumulate(batch)
@@ -34,38 +34,44 @@ def test_a_run_is_the_same(golden: Golden, isa: str) -> None:
         np.testing.assert_array_equal(values, kept.adapter()[name])
 
 
-def kept_of(golden: Golden, room: int, monkeypatch: pytest.MonkeyPatch, case: str = "all") -> tuple[list[int], int]:
+def kept_of(golden: Golden, room: int, case: str = "all") -> tuple[list[int], int]:
     """Uint32 of each weight that is kept, in their order, and the bytes of all."""
-    monkeypatch.setattr(panels, "MOST_BYTES", room)
     engine = golden.engine(Ops("", 1), case)
-    taken = engine.speed_up(100, PLENTY)
     chosen, units = panels._choose(engine.model, room // 4)
-    assert taken == 4 * units <= room
-    return [weight.panel_units(engine.ops.context) for weight in chosen], taken
+    assert panels._keep(engine.model, room) == 4 * units <= room
+    return [weight.panel_units(engine.ops.context) for weight in chosen], 4 * units
 
 
-def test_the_head_comes_first_and_what_fits_is_kept(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    every, taken = kept_of(golden, 1 << 30, monkeypatch)
+def test_the_head_comes_first_and_what_fits_is_kept(golden: Golden) -> None:
+    every, taken = kept_of(golden, PLENTY)
     assert len(every) == 1 + 7 * len(golden.engine(Ops("", 1)).model.layers)
-    last2, _ = kept_of(golden, 1 << 30, monkeypatch, "last2")
+    last2, _ = kept_of(golden, PLENTY, "last2")
     assert last2 == every[: 1 + 7 * 2]  # no frozen layer
-    assert kept_of(golden, taken, monkeypatch) == (every, taken)
-    some, less = kept_of(golden, taken - 4, monkeypatch)
+    assert kept_of(golden, taken) == (every, taken)
+    some, less = kept_of(golden, taken - 4)
     assert some[0] == every[0] and 0 < less < taken
-    assert kept_of(golden, 4, monkeypatch) == ([], 0)
+    assert kept_of(golden, 4) == ([], 0)
 
 
-def test_little_free_memory_long_batches_and_recomputed_layers_keep_nothing(golden: Golden) -> None:
-    engine = golden.engine(Ops("", 1))
-    assert engine.speed_up(100, 16) == engine.speed_up(100, -PLENTY) == engine.speed_up(panels.MOST_TOKENS + 1, PLENTY) == 0
-    assert golden.engine(Ops("", 1), checkpoint=True).speed_up(100, PLENTY) == 0
+@pytest.mark.parametrize("isa", available_isas())
+def test_room(golden: Golden, isa: str) -> None:
+    """Some of what is free, up to a bound; none for long batches, recomputed layers, or panels of floats."""
+    model, recomputed = (golden.engine(Ops(isa, 1), checkpoint=checkpoint).model for checkpoint in (False, True))
+    none = not model.ops.act_bf16
+    assert panels._room(model, panels.MOST_TOKENS, PLENTY) == (0 if none else panels.MOST_BYTES)
+    assert panels._room(model, 1, 16_000) == (0 if none else 1000)
+    assert (
+        panels._room(model, 1, -PLENTY) == panels._room(model, panels.MOST_TOKENS + 1, PLENTY) == panels._room(recomputed, 1, PLENTY) == 0
+    )
 
 
 def test_what_is_kept_is_in_the_plan(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     config = resolve({"engine": "cpu", "batch_size": 2})
     model = session.LoadedModel("tiny", golden.base, None, None)  # type: ignore[arg-type]
     work = count_work(golden.examples, (), config)
-    _, _, fit = session.open_fitting(config, model, work, cache=None)
-    monkeypatch.setattr(panels, "MOST_TOKENS", work.typical.n_tokens - 1)
-    _, _, without = session.open_fitting(config, model, work, cache=None)
-    assert fit.memory > without.memory
+
+    def planned(room: int) -> int:
+        monkeypatch.setattr(panels, "_room", lambda model, tokens, free: room)
+        return session.open_fitting(config, model, work, cache=None)[2].memory
+
+    assert planned(PLENTY) - planned(0) == kept_of(golden, PLENTY)[1]
