@@ -34,6 +34,27 @@ void bind_pack(py::module_& m) {
       .def_property_readonly("parents", [](const Forest& f) { return to_array(f.parents); })
       .def_property_readonly("last", [](const Forest& f) { return to_array(f.last); })
       .def(
+          "rows",
+          [](const Forest& f, const Array<int64_t>& starts) {
+            const int64_t n = int64_t(f.last.size());
+            if (starts.ndim() != 1 || starts.size() != n + 1)
+              throw py::value_error("Forest.rows: starts must be (n+1,)");
+            check_starts("Forest.rows", starts, starts.at(n), 1);
+            for (int64_t i = 0; i < n; ++i) {
+              const int64_t length = starts.at(i + 1) - starts.at(i);
+              const auto last = size_t(f.last[size_t(i)]);
+              if (length <= f.begins[last] || length > f.ends[last])
+                throw py::value_error("Forest.rows: sequence " + std::to_string(i) +
+                                      " has another length in the forest");
+            }
+            Array<int64_t> rows(starts.at(n));
+            forest_rows(f, starts.data(), rows.mutable_data());
+            return rows;
+          },
+          py::arg("starts"),
+          "The row int64 (total,) of each token where the segments lie one after the other, of sequence i in "
+          "[starts[i], starts[i+1]).")
+      .def(
           "pack",
           [](const Forest& f, int64_t capacity) {
             if (capacity < 1) throw py::value_error("Forest.pack: capacity must be at least 1");

@@ -173,6 +173,19 @@ Forest prefix_forest(const int32_t* tokens, const int64_t* starts, int64_t n, in
   return forest;
 }
 
+void forest_rows(const Forest& forest, const int64_t* starts, int64_t* rows) {
+  std::vector<int64_t> first(forest.parents.size());  // row of each segment
+  for (size_t s = 1; s < first.size(); ++s) first[s] = first[s - 1] + forest.ends[s - 1] - forest.begins[s - 1];
+  for (size_t i = 0; i < forest.last.size(); ++i) {
+    int64_t end = starts[i + 1] - starts[i];
+    for (int32_t s = forest.last[i]; s >= 0; s = forest.parents[size_t(s)]) {
+      const int64_t begin = forest.begins[size_t(s)];
+      for (int64_t t = begin; t < end; ++t) rows[starts[i] + t] = first[size_t(s)] + t - begin;
+      end = begin;
+    }
+  }
+}
+
 std::vector<int64_t> pack_forest(const Forest& forest, int64_t capacity) {
   const int32_t segments = int32_t(forest.parents.size());
   std::vector<int64_t> weight(segments);                     // tokens of the subtree

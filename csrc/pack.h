@@ -23,6 +23,10 @@ struct Forest {
 // inside that one's path and costs nothing. O(total tokens + n log n per branching level).
 Forest prefix_forest(const int32_t* tokens, const int64_t* starts, int64_t n, int64_t min_shared);
 
+// The row of each token where the forest's segments lie one after the other: rows[starts[i] + t] of token t of sequence
+// i. The sequences' lengths must be those that the forest was made of.
+void forest_rows(const Forest& forest, const int64_t* starts, int64_t* rows);
+
 // The bin of each sequence, so that the forest of each bin's sequences has at most `capacity` tokens. A tree that is
 // larger is cut into several that repeat the prefix; a sequence above the capacity gets a bin of its own.
 std::vector<int64_t> pack_forest(const Forest& forest, int64_t capacity);

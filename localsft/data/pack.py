@@ -77,15 +77,17 @@ def pack_owned(examples: Sequence[Example], tokens_per_pack: int, pack: bool = T
     if not sequences:
         return []
     if not pack:
-        return [_build([sequence], examples, tokens_per_pack, share_prefix) for sequence in sequences]
-    forest = _forest([ids for _, ids, _ in sequences], MIN_SHARED) if share_prefix else None
+        return [_build([sequence], examples, None) for sequence in sequences]
+    forest = _forest(sequences, MIN_SHARED) if share_prefix else None
     lengths = np.array([ids.size for _, ids, _ in sequences], np.int64)
 
     def within(limit: int) -> list[OwnedBatch]:
         bins = forest.pack(limit) if forest is not None else _core.pack_lengths(lengths, limit)
+        if not bins.any():
+            return [_build(sequences, examples, forest)]
         order = np.argsort(bins, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(bins[order])) + 1)
-        return [_build([sequences[k] for k in group], examples, limit, share_prefix) for group in groups]
+        groups = [[sequences[k] for k in group] for group in np.split(order, np.flatnonzero(np.diff(bins[order])) + 1)]
+        return [_build(group, examples, _forest_within(group, limit) if share_prefix else None) for group in groups]
 
     batches = within(tokens_per_pack)
     if any(batch.batch.n_tokens > ENOUGH_TOKENS for batch in batches) and tokens_per_pack > ENOUGH_TOKENS:
@@ -119,46 +121,56 @@ def _needed(example: Example) -> tuple[Int32, Int64]:
     if ids.ndim != 1 or ids.shape != weights.shape:
         raise ValueError(f"token_ids {ids.shape} and target_weights {weights.shape} must be (n,) both{where}")
     targets = np.flatnonzero(weights)
+    if not targets.size:
+        return ids[:0], targets
     chosen = weights[targets]
-    if not (np.isfinite(chosen).all() and (chosen > 0).all()):
+    if not (chosen.min() > 0 and chosen.max() < np.inf):
         raise ValueError(f"target_weights must be finite and not negative{where}")
-    if targets.size and targets[0] == 0:
+    if targets[0] == 0:
         raise ValueError(f"the first token can't be a target{where}")
-    return ids[: targets[-1] if targets.size else 0], targets
+    return ids[: targets[-1]], targets
 
 
-def _forest(sequences: Sequence[Int32], min_shared: int) -> _core.Forest:
-    starts = np.zeros(len(sequences) + 1, np.int64)
-    np.cumsum([ids.size for ids in sequences], out=starts[1:])
-    return _core.prefix_forest(np.concatenate(sequences), starts, min_shared)
+_Sequence = tuple[int, Int32, Int64]  # the index of an example, its tokens, its targets
 
 
-def _build(group: Sequence[tuple[int, Int32, Int64]], examples: Sequence[Example], tokens_per_pack: int, share_prefix: bool) -> OwnedBatch:
-    """One batch of the given sequences (index of the example, tokens, targets)."""
-    if share_prefix and len(group) > 1:
-        forest = _forest([ids for _, ids, _ in group], MIN_SHARED)
-        if int((forest.ends - forest.begins).sum()) > tokens_per_pack:
-            # Cutting a tree can leave a branching closer to the next one than it was: then share every token.
-            forest = _forest([ids for _, ids, _ in group], 1)
-        begins, ends, parents, last = forest.begins, forest.ends, forest.parents, forest.last
+def _starts(lengths: Sequence[int]) -> Int64:
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def _forest(group: Sequence[_Sequence], min_shared: int) -> _core.Forest:
+    return _core.prefix_forest(np.concatenate([ids for _, ids, _ in group]), _starts([ids.size for _, ids, _ in group]), min_shared)
+
+
+def _forest_within(group: Sequence[_Sequence], limit: int) -> _core.Forest:
+    """Of sequences that ``Forest.pack`` put together: no more than ``limit`` tokens, where they aren't a single sequence."""
+    forest = _forest(group, MIN_SHARED)
+    if len(group) > 1 and int((forest.ends - forest.begins).sum()) > limit:
+        # Cutting a tree can leave a branching closer to the next one than it was: then share every token.
+        forest = _forest(group, 1)
+    return forest
+
+
+def _build(group: Sequence[_Sequence], examples: Sequence[Example], forest: _core.Forest | None) -> OwnedBatch:
+    """One batch of the given sequences: the segments of their forest, or without one each a segment of its own."""
+    ids, lengths = np.concatenate([ids for _, ids, _ in group]), [ids.size for _, ids, _ in group]
+    first = _starts(lengths)  # of each sequence in ids
+    if forest is not None:
+        rows, parents = forest.rows(first), forest.parents
+        starts = _starts(forest.ends - forest.begins)
     else:
-        begins, ends = np.zeros(len(group), np.int64), np.array([ids.size for _, ids, _ in group], np.int64)
-        parents, last = np.full(len(group), -1, np.int32), np.arange(len(group), dtype=np.int32)
-    starts = np.concatenate([[0], np.cumsum(ends - begins)])
-    tokens = np.empty(starts[-1], np.int32)
-    positions = np.empty(starts[-1], np.int32)
-    target_rows, target_ids, weights, owners = [], [], [], []
-    for (index, ids, targets), segment in zip(group, last, strict=True):
-        rows = _rows(ids.size, int(segment), begins, ends, parents, starts)
-        tokens[rows] = ids
-        positions[rows] = np.arange(ids.size, dtype=np.int32)
-        target_rows.append(rows[targets - 1])
-        target_ids.append(examples[index].token_ids[targets])
-        weights.append(examples[index].target_weights[targets])
-        owners.append(np.full(targets.size, index, np.int64))
-    keys = np.concatenate(target_rows) << 32 | np.concatenate(target_ids)
-    unique, inverse = np.unique(keys, return_inverse=True)
-    each_weight = np.concatenate(weights)
+        rows, parents, starts = np.arange(ids.size), np.full(len(group), -1, np.int32), first
+    tokens, positions = np.empty((2, starts[-1]), np.int32)
+    tokens[rows] = ids
+    positions[rows] = np.arange(ids.size) - np.repeat(first[:-1], lengths)
+
+    counts = [targets.size for _, _, targets in group]
+    target_rows = rows[np.concatenate([targets for _, _, targets in group]) - 1 + np.repeat(first[:-1], counts)]
+    target_ids = np.concatenate([examples[index].token_ids[targets] for index, _, targets in group])
+    each_weight = np.concatenate([examples[index].target_weights[targets] for index, _, targets in group])
+    unique, inverse = np.unique(target_rows << 32 | target_ids, return_inverse=True)
     batch = PackedBatch(
         tokens=tokens,
         positions=positions,
@@ -168,15 +180,4 @@ def _build(group: Sequence[tuple[int, Int32, Int64]], examples: Sequence[Example
         target_ids=(unique & 0xFFFFFFFF).astype(np.int32),
         target_weights=np.bincount(inverse, each_weight, unique.size).astype(np.float32),
     )
-    return OwnedBatch(batch, np.concatenate(owners), inverse, each_weight)
-
-
-def _rows(length: int, segment: int, begins: Int64, ends: Int64, parents: Int32, starts: Int64) -> Int64:
-    """The batch row of each of a sequence's tokens, (length,), given the segment that holds its last one."""
-    rows = np.empty(length, np.int64)
-    end = length
-    while segment >= 0:
-        begin = int(begins[segment])
-        rows[begin:end] = np.arange(starts[segment], starts[segment] + end - begin)
-        end, segment = begin, int(parents[segment])
-    return rows
+    return OwnedBatch(batch, np.repeat(np.array([index for index, _, _ in group], np.int64), counts), inverse, each_weight)

@@ -279,6 +279,32 @@ def test_bad_sequences_are_refused(starts: list[int]) -> None:
         _core.prefix_forest(np.arange(3, dtype=np.int32), np.array(starts, np.int64), 1)
 
 
+@pytest.mark.parametrize("min_shared", [1, 3])
+def test_rows_hold_each_sequence_once(min_shared: int) -> None:
+    """Token t of a sequence lies in row rows[t]; the same row stands for the same path in every sequence, and no row is unused."""
+    rng = np.random.default_rng(min_shared)
+    sequences = [rng.integers(0, 2, size) for size in rng.integers(1, 12, 40)]
+    starts = np.cumsum([0, *(s.size for s in sequences)])
+    forest = _core.prefix_forest(np.concatenate(sequences).astype(np.int32), starts, min_shared)
+    rows = forest.rows(starts)
+    assert sorted(set(rows.tolist())) == list(range(int((forest.ends - forest.begins).sum())))
+    paths: dict[int, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        for t, row in enumerate(rows[starts[i] : starts[i + 1]].tolist()):
+            path = sequence[: t + 1].tolist()
+            assert paths.setdefault(row, path) == path
+    if min_shared == 1:
+        assert len(paths) == len({tuple(path) for path in paths.values()})
+
+
+@pytest.mark.parametrize("starts", [[0, 3], [0, 3, 9], [0, 0, 5], [1, 3, 6], [0, 5, 3], [0, 3, 5, 7]])
+def test_rows_of_other_sequences_are_refused(starts: list[int]) -> None:
+    forest = _core.prefix_forest(np.array([1, 2, 3, 1, 2], np.int32), np.array([0, 3, 5]), 1)
+    assert forest.rows(np.array([0, 3, 5])).tolist() == [0, 1, 2, 0, 1]
+    with pytest.raises(ValueError, match="Forest.rows: "):
+        forest.rows(np.array(starts, np.int64))
+
+
 def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_only() -> None:
     order = epoch_order(10, seed=1, epoch=0).tolist()
     assert order == [3, 5, 2, 9, 7, 0, 8, 6, 1, 4]  # fixed for all time: a continued run relies on it
