@@ -134,7 +134,7 @@ def _needed(example: Example) -> tuple[Int32, Int64]:
 _Sequence = tuple[int, Int32, Int64]  # the index of an example, its tokens, its targets
 
 
-def _starts(lengths: Sequence[int]) -> Int64:
+def _starts(lengths: Sequence[int] | Int64) -> Int64:
     starts = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=starts[1:])
     return starts

@@ -301,7 +301,7 @@ def test_rows_hold_each_sequence_once(min_shared: int) -> None:
 def test_rows_of_other_sequences_are_refused(starts: list[int]) -> None:
     forest = _core.prefix_forest(np.array([1, 2, 3, 1, 2], np.int32), np.array([0, 3, 5]), 1)
     assert forest.rows(np.array([0, 3, 5])).tolist() == [0, 1, 2, 0, 1]
-    with pytest.raises(ValueError, match="Forest.rows: "):
+    with pytest.raises(ValueError, match=r"Forest\.rows: "):
         forest.rows(np.array(starts, np.int64))
 
 
