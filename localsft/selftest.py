@@ -21,7 +21,9 @@ from localsft.engine import has_mlx
 from localsft.engine.base import Sampling
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.engine.cpu.ops import Ops, available_isas
+from localsft.engine.cpu.panels import keep_panels
 from localsft.engine.cpu.reference import ReferenceOps
+from localsft.errors import LocalsftError
 from localsft.weights.config import ModelConfig
 from localsft.weights.quant import quantize_affine
 from localsft.weights.tensor import Dense, Tensor
@@ -172,12 +174,18 @@ def run() -> Iterator[Check]:
         limit = 2 * plain_bf16 if Ops(isa).act_bf16 else FLOAT32_LIMIT
         limit_dora = 2 * plain_dora if Ops(isa).act_bf16 else FLOAT32_LIMIT
 
-        def kernels(threads: int, batches: Sequence[PackedBatch], isa: str = isa, lora: LoraConfig = LORA) -> Outcome:
-            return outcome(cpu(Ops(isa, threads), lora), batches)
+        def kernels(threads: int, batches: Sequence[PackedBatch], isa: str = isa, lora: LoraConfig = LORA, keep: bool = False) -> Outcome:
+            engine = cpu(Ops(isa, threads), lora)
+            if keep and keep_panels(engine.model, 1 << 30) == 0:
+                raise LocalsftError("no weight is kept")
+            return outcome(engine, batches)
 
         yield _check(isa, "loss and gradients equal float64", limit, lambda: kernels(2, apart).differs(exact))
         yield _check(isa, "packed with shared prefixes equals alone", limit, lambda: kernels(2, shared).differs(kernels(2, apart)))
         yield _check(isa, "2 threads equal 1, bit by bit", 0.0, lambda: kernels(2, shared).differs(kernels(1, shared)))
+        yield _check(
+            isa, "weights kept unpacked give the same bits", 0.0, lambda: kernels(2, shared, keep=True).differs(kernels(2, shared))
+        )
         yield _check(isa, "generation equals reading again", limit, lambda: _decoding_difference(cpu(Ops(isa, 2))))  # noqa: B023
         yield _check(isa, "DoRA: loss and gradients equal float64", limit_dora, lambda: kernels(2, shared, lora=DORA).differs(exact_dora))
     yield from _mlx_checks(base, exact, exact_dora, shared, apart)

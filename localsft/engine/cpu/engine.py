@@ -19,7 +19,7 @@ from localsft.engine.cpu.decode import generate
 from localsft.engine.cpu.memory import memory_of
 from localsft.engine.cpu.model import Dropout
 from localsft.engine.cpu.ops import Ops
-from localsft.engine.cpu.panels import keep_panels
+from localsft.engine.cpu.panels import keep_panels, room_for_panels
 from localsft.frozen_cache import FrozenCache, cache_key
 from localsft.weights.load import BaseModel
 
@@ -68,7 +68,7 @@ class CpuEngine:
         return memory_of(self.model, self.parameters.values.size, train, score, recompute).total
 
     def speed_up(self, tokens: int, free: int) -> int:
-        return keep_panels(self.model, tokens, free)
+        return keep_panels(self.model, room_for_panels(self.model, tokens, free))
 
     def hold_to(self, memory: int) -> None:
         """Buffers are numpy's; there is no allocator of ours that could be told."""

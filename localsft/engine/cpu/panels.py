@@ -20,20 +20,15 @@ MOST_OF_FREE = 1 / 16  # of what else is free
 _LINE = 16  # uint32 in a cache line
 
 
-def keep_panels(model: Model, tokens: int, free: int) -> int:
-    """Keep the panels of as many weights as is worth it for batches of so many tokens with ``free`` bytes to spare; the bytes taken."""
-    return _keep(model, _room(model, tokens, free))
-
-
-def _room(model: Model, tokens: int, free: int) -> int:
-    """Bytes to spend on panels. In float32, twice as large, they gain nothing that could be measured."""
+def room_for_panels(model: Model, tokens: int, free: int) -> int:
+    """Bytes worth spending, of the ``free`` ones, for batches of so many tokens. In float32 panels gain nothing that could be measured."""
     if tokens > MOST_TOKENS or model.checkpoint or not model.ops.act_bf16:
         return 0
     return max(0, min(MOST_BYTES, int(free * MOST_OF_FREE)))
 
 
-def _keep(model: Model, room: int) -> int:
-    """Keep what fits; the bytes taken."""
+def keep_panels(model: Model, room: int) -> int:
+    """Keep the panels of as many weights as fit ``room`` bytes; the bytes taken."""
     chosen, units = _choose(model, room // 4)
     memory = np.empty(units + _LINE, np.uint32)
     memory = memory[-memory.ctypes.data % (4 * _LINE) // 4 :]

@@ -8,6 +8,7 @@ import pytest
 from localsft import session
 from localsft.config import resolve
 from localsft.data.pack import pack_step
+from localsft.engine.cpu import engine as cpu_engine
 from localsft.engine.cpu import panels
 from localsft.engine.cpu.ops import Ops, available_isas
 from localsft.plan import count_work
@@ -24,7 +25,7 @@ def golden() -> Golden:
 @pytest.mark.parametrize("isa", available_isas())
 def test_a_run_is_the_same(golden: Golden, isa: str) -> None:
     plain, kept = (golden.engine(Ops(isa, 2), "last2") for _ in range(2))
-    assert panels._keep(kept.model, PLENTY) > 0
+    assert panels.keep_panels(kept.model, PLENTY) > 0
     for _ in range(3):
         for batch in pack_step(golden.examples, 4096):
             assert plain.accumulate(batch) == kept.accumulate(batch)
@@ -38,7 +39,7 @@ def kept_of(golden: Golden, room: int, case: str = "all") -> tuple[list[int], in
     """Uint32 of each weight that is kept, in their order, and the bytes of all."""
     engine = golden.engine(Ops("", 1), case)
     chosen, units = panels._choose(engine.model, room // 4)
-    assert panels._keep(engine.model, room) == 4 * units <= room
+    assert panels.keep_panels(engine.model, room) == 4 * units <= room
     return [weight.panel_units(engine.ops.context) for weight in chosen], 4 * units
 
 
@@ -58,10 +59,13 @@ def test_room(golden: Golden, isa: str) -> None:
     """Some of what is free, up to a bound; none for long batches, recomputed layers, or panels of floats."""
     model, recomputed = (golden.engine(Ops(isa, 1), checkpoint=checkpoint).model for checkpoint in (False, True))
     none = not model.ops.act_bf16
-    assert panels._room(model, panels.MOST_TOKENS, PLENTY) == (0 if none else panels.MOST_BYTES)
-    assert panels._room(model, 1, 16_000) == (0 if none else 1000)
+    assert panels.room_for_panels(model, panels.MOST_TOKENS, PLENTY) == (0 if none else panels.MOST_BYTES)
+    assert panels.room_for_panels(model, 1, 16_000) == (0 if none else 1000)
     assert (
-        panels._room(model, 1, -PLENTY) == panels._room(model, panels.MOST_TOKENS + 1, PLENTY) == panels._room(recomputed, 1, PLENTY) == 0
+        panels.room_for_panels(model, 1, -PLENTY)
+        == panels.room_for_panels(model, panels.MOST_TOKENS + 1, PLENTY)
+        == panels.room_for_panels(recomputed, 1, PLENTY)
+        == 0
     )
 
 
@@ -71,7 +75,7 @@ def test_what_is_kept_is_in_the_plan(golden: Golden, monkeypatch: pytest.MonkeyP
     work = count_work(golden.examples, (), config)
 
     def planned(room: int) -> int:
-        monkeypatch.setattr(panels, "_room", lambda model, tokens, free: room)
+        monkeypatch.setattr(cpu_engine, "room_for_panels", lambda model, tokens, free: room)
         return session.open_fitting(config, model, work, cache=None)[2].memory
 
     assert planned(PLENTY) - planned(0) == kept_of(golden, PLENTY)[1]
