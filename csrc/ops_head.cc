@@ -152,8 +152,8 @@ class Softmax {
     ctx_.pool.run(ceil_div(count, width), [&](int64_t group, int thread) {
       const int64_t offset = group * width, columns = std::min(width, count - offset), next = steps_ * g_.panel;
       auto* tile = ctx_.scratch.array<float>(thread, kTile, size_t(kTileRows * stride));
-      const int64_t after =
-          begin + offset + ctx_.pool.size() * width;  // where this thread's next panels begin, probably
+      // Where this thread's next panels begin, probably.
+      const int64_t after = begin + offset + ctx_.pool.size() * width;
       const uint32_t* panels = kept_across(ctx_, w_, begin + offset, 0).units;
       AheadQueue ahead;
       if (panels != nullptr) {
