@@ -5,9 +5,9 @@
 #define LOCALSFT_DECODE_LANES 1
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
-enum { WORDS = 16 };  // 32 bits each, of a row in a block
+enum { WORDS = 16, LANE_GROUP = 512 };  // 32 bits each, of a row in a block; columns of a group, at most
 #else
-enum { WORDS = 8 };
+enum { WORDS = 8, LANE_GROUP = 32 };
 #endif
 
 template <int N>
@@ -15,10 +15,10 @@ struct Count {
   enum { value = N };
 };
 
-// Columns that share a scale within a block.
+// Columns that share a scale within a block, as many as are added before they are multiplied by it.
 template <int BITS>
 static int group_in_block(const Matrix* w) {
-  const int group = 1 << w->group_log2, block = WORDS * 32 / BITS;
+  const int group = 1 << w->group_log2, block = WORDS * 32 / BITS < LANE_GROUP ? WORDS * 32 / BITS : int(LANE_GROUP);
   return group < block ? group : block;
 }
 
@@ -37,8 +37,8 @@ LOCALSFT_INLINE void prefetch_scales(const Matrix* w, int64_t row, int64_t rows)
 #include "kernels/gemm_decode_bf16.inl"
 #else
 // clang-format off: the second needs the first
-#include "kernels/gemm_decode_int16_pack.inl"
-#include "kernels/gemm_decode_int16.inl"
+#include "kernels/gemm_decode_digits_pack.inl"
+#include "kernels/gemm_decode_digits.inl"
 // clang-format on
 #endif
 

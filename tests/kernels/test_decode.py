@@ -16,17 +16,8 @@ ODD = 611  # columns that fill no whole vector, which only dense weights may hav
 
 
 def decoded(ctx: Any, form: str, x: np.ndarray) -> np.ndarray:
-    """``x`` as decoding multiplies it. Weights of 4 and 8 bits are multiplied with bfloat16, or, on AVX2, with 16-bit
-    integers times a scale for each group (or block of 32 bytes of the weight, where that is smaller)."""
-    if not form.startswith(("4x", "8x")):
-        return x.astype(np.float64)
-    if ctx.isa != "avx2":
-        return from_act(ctx, to_act(ctx, x))
-    bits, group = (int(n) for n in form.partition(":")[0].split("x"))
-    groups = x.reshape(len(x), -1, min(group, 256 // bits))
-    largest = np.abs(groups).max(axis=2, keepdims=True)
-    integers = np.rint(groups * (np.float32(32767) / largest)).astype(np.float64)
-    return (integers * (largest / np.float32(32767))).reshape(x.shape)
+    """``x`` as decoding multiplies it, float64: weights of 4 and 8 bits in bfloat16, where the units are."""
+    return from_act(ctx, to_act(ctx, x)) if form.startswith(("4x", "8x")) else x.astype(np.float64)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +44,18 @@ def test_decode(ctx: _core.Context, form: str, M: int, K: int) -> None:
         check(out, y, sum_eps(K + 8) * size)
 
 
+@pytest.mark.parametrize("form", ["4x32", "4x16", "8x32", "8x64", "f32"])
+def test_decoding_loses_no_more_than_sums_of_floats(ctx: _core.Context, form: str) -> None:
+    """The bound above is of the worst case. Of this many results the typical error is what float32 leaves, whatever the units multiply:
+    with x in integers of 16 bits it would be 1.6e-5 of the results' spread."""
+    group = Group.make(ctx, 23, 5, 640, form, [1000], [0])
+    x = np.random.default_rng(24).normal(size=(5, 640)).astype(np.float32)
+    out = np.empty((5, 1000), np.float32)
+    _core.linear_decode(ctx, x, group.linears, [out])
+    y = decoded(ctx, form, x) @ group.cases[0].exact.astype(np.float64).T
+    assert (out - y).std() < 5e-7 * y.std()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_decoding_does_not_depend_on_what_is_decoded_beside_it(ctx: _core.Context, form: str) -> None:
     group = Group.make(ctx, 17, 16, 640, form, [70], [8])
@@ -71,7 +74,7 @@ def test_decoding_does_not_depend_on_what_is_decoded_beside_it(ctx: _core.Contex
 @pytest.mark.parametrize("form", ["4x32", "8x64", "4x16", "f32"])
 def test_decoding_keeps_small_inputs_beside_large_ones(ctx: _core.Context, form: str) -> None:
     """A few inputs thousands of times as large as the others, as language models have them: they don't round away what
-    the small ones of other groups add. (One scale for a whole row of 16-bit integers would be off by 2 %.)"""
+    the small ones of other groups add, as one scale for a whole row of integers would."""
     group = Group.make(ctx, 19, 2, 640, form, [70], [0])
     small = np.random.default_rng(20).normal(size=(2, 640)).astype(np.float32)
     large = np.zeros_like(small)
@@ -88,7 +91,7 @@ def test_decoding_keeps_small_inputs_beside_large_ones(ctx: _core.Context, form:
     small[:, 128:256] = 0  # now they are another group, whatever its size
     exact = small.astype(np.float64) @ w.T
     error = decode(small + large).astype(np.float64) - decode(large) - exact
-    assert error.std() < (BF16_EPS if ctx.act_bf16 else 1e-3) * exact.std()
+    assert error.std() < (BF16_EPS if ctx.act_bf16 else 2e-4) * exact.std()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

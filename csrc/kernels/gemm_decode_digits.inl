@@ -1,12 +1,13 @@
-// Decoding with 4 and 8 bit weights on AVX2, which adds pairs of 16-bit products as fast as it adds single float ones:
-// twice the multiply-adds. Each group of x is rounded to 16-bit integers of its own scale, max |x| / 32767, and the
-// weights' integers q are multiplied as they are:
+// Decoding with 4 and 8 bit weights on AVX2, which multiplies and adds integers of 8 bits four at a time and of 16 bits
+// two, and floats one by one. Each group of x is brought to integers of its own scale (gemm_decode_digits_pack.inl) of
+// 23 bits or more, which float32 itself has of the largest of them, and these are multiplied digit by digit with the
+// weights' integers q as they are:
 //
-//   x·w = Σ over groups of scale·x_scale·(Σ q·x) + bias·x_scale·(Σ x)
+//   x·w = Σ over groups of scale·x_scale·(Σ q·x) + bias·(Σ x)
 //
-// The sums of integers are exact, and the groups are added in float in the order of the columns, whatever else is
-// computed: what is generated for one prompt does not depend on the prompts decoded with it. x keeps 15 bits of the
-// largest of its group; bfloat16 keeps 8.
+// The sums of integers are exact, so that no more is lost than in sums of floats; the groups are added in float in the
+// order of the columns, whatever else is computed: what is generated for one prompt does not depend on the prompts
+// decoded with it.
 //
 // A 32-bit lane is a row of the weight: rows' words are transposed on their way to registers, so that only a group's
 // end takes float arithmetic, once for LANES rows.
@@ -98,26 +99,30 @@ static void lane_scales(const Matrix* w, const void* scales, int64_t row, int ro
   }
 }
 
-// sum (LANE_VECTORS, M) += a word's steps, whose integers are unpacked from `from` (LANE_VECTORS) or, if UNPACKED,
-// there already (STEPS, LANE_VECTORS). x (STEPS, LANE_INPUTS).
+// sums (LANE_VECTORS, M, DIGITS) += a word's steps, whose integers are unpacked from `from` (LANE_VECTORS) or, if
+// UNPACKED, there already (STEPS, LANE_VECTORS). x (STEPS, DIGITS, LANE_INPUTS).
 template <int BITS, int M, bool UNPACKED, int STEP = 0>
-LOCALSFT_INLINE void add_word(const __m256i* from, const uint32_t* x, __m256i sum[LANE_VECTORS][M]) {
-  if constexpr (STEP < Word<BITS>::STEPS) {
+LOCALSFT_INLINE void add_word(const __m256i* from, const uint32_t* x,
+                              __m256i sums[LANE_VECTORS][M][Word<BITS>::DIGITS]) {
+  enum { DIGITS = Word<BITS>::DIGITS };
+  if constexpr (STEP < STEPS) {
     __m256i q[LANE_VECTORS];
 #pragma GCC unroll 2
     for (int v = 0; v < LANE_VECTORS; ++v)
       q[v] = UNPACKED ? from[STEP * LANE_VECTORS + v] : Word<BITS>::template step<STEP>(from[v]);
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i) {
-      const __m256i input = _mm256_set1_epi32(int(x[STEP * LANE_INPUTS + i]));
+#pragma GCC unroll 3
+    for (int d = 0; d < DIGITS; ++d)
 #pragma GCC unroll 2
-      for (int v = 0; v < LANE_VECTORS; ++v) {
-        sum[v][i] = _mm256_add_epi32(sum[v][i], _mm256_madd_epi16(q[v], input));
-        // Else the compiler adds the products of all steps first, which doesn't fit into the registers.
-        __asm__("" : "+x"(sum[v][i]));
+      for (int i = 0; i < M; ++i) {
+        const __m256i input = _mm256_set1_epi32(int(x[(STEP * DIGITS + d) * LANE_INPUTS + i]));
+#pragma GCC unroll 2
+        for (int v = 0; v < LANE_VECTORS; ++v) {
+          sums[v][i][d] = Word<BITS>::multiply_add(q[v], input, sums[v][i][d]);
+          // Else the compiler adds the products of all steps first, which doesn't fit into the registers.
+          __asm__("" : "+x"(sums[v][i][d]));
+        }
       }
-    }
-    add_word<BITS, M, UNPACKED, STEP + 1>(from, x, sum);
+    add_word<BITS, M, UNPACKED, STEP + 1>(from, x, sums);
   }
 }
 
@@ -126,23 +131,25 @@ template <int BITS, int M, bool UNPACKED>
 LOCALSFT_INLINE void add_group(const __m256i* from, int words, const uint32_t* x, const float* x_scales,
                                const float* x_sums, const vf scale[LANE_VECTORS], const vf bias[LANE_VECTORS],
                                vf* total) {
-  enum { STEPS = Word<BITS>::STEPS };
-  __m256i sum[LANE_VECTORS][M];
+  enum { DIGITS = Word<BITS>::DIGITS };
+  __m256i sums[LANE_VECTORS][M][DIGITS];
 #pragma GCC unroll 2
   for (int v = 0; v < LANE_VECTORS; ++v)
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i) sum[v][i] = _mm256_setzero_si256();
+#pragma GCC unroll 2
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 3
+      for (int d = 0; d < DIGITS; ++d) sums[v][i][d] = _mm256_setzero_si256();
   for (int word = 0; word < words; ++word) {
-    add_word<BITS, M, UNPACKED>(from, x, sum);
+    add_word<BITS, M, UNPACKED>(from, x, sums);
     from += LANE_VECTORS * (UNPACKED ? int(STEPS) : 1);
-    x += STEPS * LANE_INPUTS;
+    x += STEPS * DIGITS * LANE_INPUTS;
   }
 #pragma GCC unroll 2
   for (int v = 0; v < LANE_VECTORS; ++v)
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int i = 0; i < M; ++i) {
       vf* to = total + v * DECODE_MOST + i;
-      const vf product = vmul(_mm256_cvtepi32_ps(sum[v][i]), vset(x_scales[i]));
+      const vf product = vmul(Word<BITS>::total(sums[v][i]), vset(x_scales[i]));
       *to = vfma(product, scale[v], vfma(vset(x_sums[i]), bias[v], *to));
     }
 }
@@ -150,23 +157,20 @@ LOCALSFT_INLINE void add_group(const __m256i* from, int words, const uint32_t* x
 // to (words, STEPS, LANE_VECTORS) = the integers of raw (words, LANE_VECTORS).
 template <int BITS>
 LOCALSFT_INLINE void unpack_words(const __m256i* raw, int words, __m256i* to) {
-  for (int word = 0; word < words; ++word, raw += LANE_VECTORS, to += Word<BITS>::STEPS * LANE_VECTORS)
+  for (int word = 0; word < words; ++word, raw += LANE_VECTORS, to += STEPS * LANE_VECTORS)
 #pragma GCC unroll 2
     for (int v = 0; v < LANE_VECTORS; ++v) {
       to[v] = Word<BITS>::template step<0>(raw[v]);
       to[LANE_VECTORS + v] = Word<BITS>::template step<1>(raw[v]);
-      if constexpr (BITS == 4) {
-        to[2 * LANE_VECTORS + v] = Word<BITS>::template step<2>(raw[v]);
-        to[3 * LANE_VECTORS + v] = Word<BITS>::template step<3>(raw[v]);
-      }
     }
 }
 
 // The rows [row, row + rows) of w, at most LANE_ROWS, times the m rows of x. FEW: m <= LANE_INPUTS, and m is M.
 template <int BITS, bool FEW, int M>
-static void lane_tile(const Matrix* w, int64_t row, int rows, const PackedLanes<const float, const uint32_t>& packed,
-                      int m, float* out, int64_t out_stride) {
-  enum { COLUMNS = Word<BITS>::COLUMNS, STEPS = Word<BITS>::STEPS, BLOCK = WORDS * COLUMNS };
+static void lane_tile(const Matrix* w, int64_t row, int rows,
+                      const PackedLanes<BITS, const float, const uint32_t>& packed, int m, float* out,
+                      int64_t out_stride) {
+  enum { COLUMNS = Word<BITS>::COLUMNS, BLOCK = WORDS * COLUMNS };
   const int64_t row_bytes = w->columns * BITS / 8;
   const int group = group_in_block<BITS>(w), group_words = group / COLUMNS;
   const uint8_t* data = (const uint8_t*)w->data + row * row_bytes;
@@ -176,7 +180,7 @@ static void lane_tile(const Matrix* w, int64_t row, int rows, const PackedLanes<
   for (int i = 0; i < m; ++i)
     for (int v = 0; v < LANE_VECTORS; ++v) total[v][i] = vzero();
   const float *x_scales = packed.scales, *x_sums = packed.sums;
-  const uint32_t* x = packed.pairs;
+  const uint32_t* x = packed.digits;
   for (int64_t span = 0; span < w->columns; span += LANE_SPAN) {
     const int64_t stop = span + LANE_SPAN < w->columns ? span + LANE_SPAN : w->columns;
     const int64_t first = span >> w->group_log2, groups = ((stop - 1) >> w->group_log2) + 1 - first;
@@ -205,24 +209,14 @@ static void lane_tile(const Matrix* w, int64_t row, int rows, const PackedLanes<
         } else {
           const __m256i* q = integers + begin * STEPS * LANE_VECTORS;
           const auto add = [&](auto count, int i) {
-            add_group<BITS, decltype(count)::value, true>(q, group_words, x + i * packed.steps, x_scales + i,
+            add_group<BITS, decltype(count)::value, true>(q, group_words, x + i * packed.words, x_scales + i,
                                                           x_sums + i, scale[g], bias[g], total[0] + i);
           };
           int i = 0;
           for (; i + LANE_INPUTS <= m; i += LANE_INPUTS) add(Count<LANE_INPUTS>(), i);
-          switch (m - i) {
-            case 3:
-              add(Count<3>(), i);
-              break;
-            case 2:
-              add(Count<2>(), i);
-              break;
-            case 1:
-              add(Count<1>(), i);
-              break;
-          }
+          if (i < m) add(Count<1>(), i);
         }
-        x += group_words * STEPS * LANE_INPUTS;
+        x += group_words * STEPS * Word<BITS>::DIGITS * LANE_INPUTS;
         x_scales += DECODE_MOST;
         x_sums += DECODE_MOST;
       }
@@ -242,7 +236,7 @@ static void lane_tile(const Matrix* w, int64_t row, int rows, const PackedLanes<
 
 template <int BITS, bool FEW, int M>
 static void decode_lanes_with(const Matrix* w, int64_t begin, int64_t end,
-                              const PackedLanes<const float, const uint32_t>& packed, int m, float* out,
+                              const PackedLanes<BITS, const float, const uint32_t>& packed, int m, float* out,
                               int64_t out_stride) {
   const int64_t first = end - begin < LANE_ROWS ? end - begin : int64_t(LANE_ROWS);
   prefetch_scales(w, begin, first);
@@ -257,16 +251,12 @@ static void decode_lanes_with(const Matrix* w, int64_t begin, int64_t end,
 template <int BITS>
 static void decode_lanes(const Matrix* w, int64_t begin, int64_t end, const void* memory, int m, float* out,
                          int64_t out_stride) {
-  const PackedLanes<const float, const uint32_t> packed(w, group_in_block<BITS>(w), (const uint32_t*)memory);
+  const PackedLanes<BITS, const float, const uint32_t> packed(w, group_in_block<BITS>(w), (const uint32_t*)memory);
   switch (m) {
     case 1:
       return decode_lanes_with<BITS, true, 1>(w, begin, end, packed, m, out, out_stride);
     case 2:
       return decode_lanes_with<BITS, true, 2>(w, begin, end, packed, m, out, out_stride);
-    case 3:
-      return decode_lanes_with<BITS, true, 3>(w, begin, end, packed, m, out, out_stride);
-    case 4:
-      return decode_lanes_with<BITS, true, 4>(w, begin, end, packed, m, out, out_stride);
     default:
       return decode_lanes_with<BITS, false, 0>(w, begin, end, packed, m, out, out_stride);
   }
