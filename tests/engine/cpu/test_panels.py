@@ -60,13 +60,22 @@ def test_room(golden: Golden, isa: str) -> None:
     model, recomputed = (golden.engine(Ops(isa, 1), checkpoint=checkpoint).model for checkpoint in (False, True))
     none = not model.ops.act_bf16
     assert panels.room_for_panels(model, panels.MOST_TOKENS, PLENTY) == (0 if none else panels.MOST_BYTES)
-    assert panels.room_for_panels(model, 1, 16_000) == (0 if none else 1000)
-    assert (
-        panels.room_for_panels(model, 1, -PLENTY)
-        == panels.room_for_panels(model, panels.MOST_TOKENS + 1, PLENTY)
-        == panels.room_for_panels(recomputed, 1, PLENTY)
-        == 0
-    )
+    assert panels.room_for_panels(model, panels.MOST_TOKENS + 1, PLENTY) == 0
+    assert panels.room_for_panels(model, 1, -PLENTY) == panels.room_for_panels(recomputed, 1, PLENTY) == 0
+
+
+@pytest.mark.parametrize("case", ["all", "last2"])
+def test_a_part_is_worth_its_memory_for_shorter_batches(golden: Golden, case: str) -> None:
+    model = golden.engine(Ops("", 1), case).model
+    if not model.ops.act_bf16:
+        pytest.skip("panels of floats are never worth it")
+    _, every = kept_of(golden, PLENTY, case)
+    _, some = kept_of(golden, every // 2, case)
+    assert 0 < some < every
+    free = int((every // 2) / panels.MOST_OF_FREE)
+    most = panels.MOST_TOKENS * some // every
+    assert panels.room_for_panels(model, most, free) == every // 2
+    assert panels.room_for_panels(model, most + 1, free) == 0
 
 
 def test_what_is_kept_is_in_the_plan(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
