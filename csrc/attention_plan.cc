@@ -101,9 +101,15 @@ AttentionPlan plan_attention(Context& ctx, const Segments& segments, const int32
   int64_t visit = 0, at = plan.chunk_count;
   cutter.each_chunk([&](int64_t s, int64_t begin, int64_t end) {
     QueryChunk& chunk = chunks[--at];
-    chunk = {begin, end, segments.starts[s] - cutter.offsets[s], visit, visit};
-    cutter.each_block(s, begin, end, [&](int64_t block) { visits[visit++] = {static_cast<int32_t>(block), 0}; });
+    chunk = {begin, end, segments.starts[s] - cutter.offsets[s], visit, visit, 0};
+    cutter.each_block(s, begin, end, [&](int64_t block) {
+      visits[visit++] = {static_cast<int32_t>(block), 0};
+      chunk.work += (end - begin) * blocks[block].keys.count;
+    });
     chunk.end_visit = visit;
+  });
+  std::sort(chunks, chunks + plan.chunk_count, [](const QueryChunk& a, const QueryChunk& b) {
+    return a.work != b.work ? a.work > b.work : a.begin > b.begin;
   });
   for (int64_t c = 0; c < plan.chunk_count; ++c)
     for (int64_t i = chunks[c].first_visit; i < chunks[c].end_visit; ++i)

@@ -31,10 +31,12 @@ struct Visit {
 struct QueryChunk {
   int64_t begin, end, shift;
   int64_t first_visit, end_visit;
+  int64_t work;  // rows times keys
 };
 
 // Lives in the scratch of the context's thread 0, slots kPlanSlot..kPlanSlot + 4: valid until the next plan.
-// The chunks are in the order in which they are to run, which gives the tickets: the last ones, which see most, first.
+// The chunks are in the order in which they are to run, which gives the tickets: those with most work first, and of
+// equals the last.
 struct AttentionPlan {
   static constexpr int kPlanSlot = 8;
   const QueryChunk* chunks;

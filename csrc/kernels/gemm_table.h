@@ -109,8 +109,8 @@ struct GemmTable {
   void (*row)(const Matrix* m, int64_t row, float* out);
 
   // A (rows <= tile_rows, columns) tile of logits, of the columns [first, first + columns) of all: e = exp(logit -
-  // shift) of its row, 0 in the row's target column; overwrites the logits, whose rows hold a multiple of 32 floats.
-  // `packed`, if not null: e as a packed row tile, (steps of the columns, tile_rows) units.
+  // shift) of its row, 0 in the row's target column; overwrites the logits, whose rows hold a multiple of 32 floats,
+  // with units of e. `packed`, if not null: e as a packed row tile, (steps of the columns, tile_rows) units.
   void (*head_tile)(float* logits, int64_t stride, int rows, int columns, int64_t first, const float* shifts,
                     const int32_t* targets, HeadPartial* partials, uint32_t* packed);
 

@@ -65,6 +65,7 @@ LOCALSFT_INLINE vu uload(const uint32_t* p) { return vload((const float*)p); }
 LOCALSFT_INLINE void ustore(uint32_t* p, vu x) { vstore((float*)p, x); }
 LOCALSFT_INLINE void ustore_n(uint32_t* p, vu x, int n) { vstore_n((float*)p, x, n); }
 LOCALSFT_INLINE vu uzero() { return vzero(); }
+LOCALSFT_INLINE vu uneighbours(vf only, vf) { return only; }
 LOCALSFT_INLINE vu ubroadcast(const uint32_t* p) { return vset(*(const float*)p); }
 #if defined(LOCALSFT_KERNELS_avx2)
 // The form that adds into the sum's own register. Left to choose, compilers also overwrite an operand and copy sums

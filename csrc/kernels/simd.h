@@ -387,6 +387,16 @@ LOCALSFT_INLINE void prefetch(const void* p, int64_t bytes) {
   const uintptr_t stop = (uintptr_t)p + uintptr_t(bytes);
   for (uintptr_t at = (uintptr_t)p / 64 * 64; at < stop; at += 64) __builtin_prefetch((const void*)at);
 }
+// The same for lines that will be written, which other threads may have.
+LOCALSFT_INLINE void prefetch_to_write(void* p, int64_t bytes) {
+  const uintptr_t stop = (uintptr_t)p + uintptr_t(bytes);
+  for (uintptr_t at = (uintptr_t)p / 64 * 64; at < stop; at += 64)
+#if defined(__x86_64__) && !defined(LOCALSFT_KERNELS_baseline)
+    asm volatile("prefetchw %0" : : "m"(*(const char*)at));  // the builtin's is another, unless the target names it
+#else
+    __builtin_prefetch((const void*)at, 1);
+#endif
+}
 
 }  // namespace LOCALSFT_KERNELS
 }  // namespace kernels

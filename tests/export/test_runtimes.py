@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from localsft.config import LoraConfig, OptimConfig
-from localsft.engine import open_engine
+from localsft.config import LoraConfig
 from localsft.export.hf_files import write_gguf_tokenizer
 from localsft.export.merge import export_merged
 from localsft.export.runtimes import (
@@ -23,6 +22,7 @@ from localsft.export.runtimes import (
     merged_runtime_checks,
 )
 from localsft.export.source import Source, open_source
+from localsft.export.verify import open_source_engine
 from localsft.export.write import export_adapter
 from localsft.session import load_model
 from tests.export.tiny import gguf_base, hf_base, source_of, trained
@@ -37,8 +37,7 @@ def skip_without(target: str) -> None:
 
 
 def prove(tmp_path: Path, source: Source, target: Any) -> list[Any]:
-    engine = open_engine(source.engine, source.model.base, source.adapter.lora, OptimConfig(), threads=1)
-    checks = adapter_runtime_checks(target, source, engine)
+    checks = adapter_runtime_checks(target, source, open_source_engine(source))
     proof = export_adapter(source, target, tmp_path / "out", runtime_checks=checks)
     mine = [check for check in proof.checks if ": " in check.name]
     kinds = ("effect", "logits", "text", "stop", "prompts")
