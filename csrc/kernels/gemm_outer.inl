@@ -3,9 +3,10 @@
 // which are contiguous, before the next block; the sums of a vector of columns are in registers for one block, and in
 // the nearest cache between blocks. Each sum is one chain of multiply-adds in the order of the rows.
 
-enum { OUTER_RANKS = 8, OUTER_ROWS = 8, OUTER_COLUMNS = 512 };
+enum { OUTER_RANKS = 8, OUTER_COLUMNS = 512 };
 // Vectors of columns at a time: two where there are registers for their sums, so that a value of s is loaded for both.
-enum { OUTER_VECTORS = LANES == 16 ? 2 : 1 };
+// And rows of a block: with twice the sums to load and store, more.
+enum { OUTER_VECTORS = LANES == 16 ? 2 : 1, OUTER_ROWS = LANES == 16 ? 32 : 8 };
 
 // Some rows and `columns` columns: VECTORS vectors, or less than one.
 template <int RANKS, int VECTORS>
