@@ -2,8 +2,9 @@
 
     python bench/frozen.py MODEL.gguf DATA.jsonl [--layers 8] [--epochs 3] [--rows 64] [--rounds 3]
 
-Both sides train the same steps in this process, in turn, the cache empty at the start of each round. ``ratio`` is of the time of
-all steps, the first epoch's filling of the cache included; ``ratio_later_epochs`` of those after it.
+Both sides train the same steps in this process, step by step in turn, since machines change their speed within seconds; the cache is
+empty at the start of each round. ``ratio`` is of the time of all steps, the first epoch's filling of the cache included;
+``ratio_later_epochs`` of those after it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,12 @@ from localsft.session import load_examples, load_model, make_trainer
 from localsft.train import Step
 
 
-def train(a: argparse.Namespace, model: Any, examples: Any, folder: Path, cached: bool) -> dict[str, Any]:
+def steps(a: argparse.Namespace, model: Any, examples: Any, folder: Path, cached: bool) -> Iterator[Step]:
     trainer = make_trainer(a.config, model, examples, lambda: create(str(folder / "run"), "bench"), folder / "cache" if cached else None)
-    steps = [event for event in trainer.events() if isinstance(event, Step)]
+    yield from (event for event in trainer.events() if isinstance(event, Step))
     assert isinstance(trainer.engine, CpuEngine)
     if trainer.engine.model.frozen is not None:
         trainer.engine.model.frozen.close()
-    first = trainer.plan.per_epoch
-    return {
-        "seconds": sum(step.seconds for step in steps),
-        "later": sum(step.seconds for step in steps[first:]),
-        "losses": [step.loss for step in steps],
-    }
 
 
 def main() -> None:
@@ -52,25 +48,30 @@ def main() -> None:
         })  # fmt: skip
         model = load_model("base", a.model)
         examples = load_examples(a.config, model)
-        plain, cached = [], []
-        for i in range(a.rounds):
-            plain.append(train(a, model, examples, Path(temporary) / f"plain{i}", False))
-            cached.append(train(a, model, examples, Path(temporary) / f"cached{i}", True))
-    pairs = list(zip(plain, cached, strict=True))
-    largest = max(abs(x / y - 1) for p, c in pairs for x, y in zip(p["losses"], c["losses"], strict=True))
+        rounds = [
+            list(zip(*(steps(a, model, examples, Path(temporary) / f"{i}{cached}", cached) for cached in (False, True)), strict=True))
+            for i in range(a.rounds)
+        ]
+    first = -(-len(examples.train) // a.batch_size)  # steps of the first epoch
+    largest = max(abs(plain.loss / cached.loss - 1) for round in rounds for plain, cached in round)
+    ratio, later = (statistics.median(seconds(round[start:], 0) / seconds(round[start:], 1) for round in rounds) for start in (0, first))
     print(
         json.dumps(
             {
                 "settings": {key: str(value) for key, value in vars(a).items() if key != "config"},
-                "seconds_plain": statistics.median(p["seconds"] for p in plain),
-                "seconds_cached": statistics.median(c["seconds"] for c in cached),
-                "ratio": statistics.median(p["seconds"] / c["seconds"] for p, c in pairs),
-                "ratio_later_epochs": statistics.median(p["later"] / c["later"] for p, c in pairs),
+                "seconds_plain": statistics.median(seconds(round, 0) for round in rounds),
+                "seconds_cached": statistics.median(seconds(round, 1) for round in rounds),
+                "ratio": ratio,
+                "ratio_later_epochs": later,
                 "largest_relative_difference_of_a_loss": largest,
             },
             indent=2,
         )
     )
+
+
+def seconds(pairs: list[tuple[Step, Step]], side: int) -> float:
+    return sum(pair[side].seconds for pair in pairs)
 
 
 if __name__ == "__main__":
