@@ -38,6 +38,8 @@ class Decoder {
             const float* cos, const float* sin, const std::vector<KeyValues>& caches, int64_t capacity, float* logits);
 
  private:
+  // h += y, if `add`; x = the norm of h. The others: from x to y.
+  void norm(Context& ctx, int64_t B, bool add, const float* weight);
   void attend(Context& ctx, const DecodeLayer& layer, int64_t B, const int32_t* slots, const int32_t* lengths,
               const float* cos, const float* sin, const KeyValues& cache, int64_t capacity);
   void feed_forward(Context& ctx, const DecodeLayer& layer, int64_t B);

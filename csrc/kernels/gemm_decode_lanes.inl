@@ -5,7 +5,7 @@
 #define LOCALSFT_DECODE_LANES 1
 
 #if defined(LOCALSFT_KERNELS_avx512bf16)
-enum { WORDS = 16, LANE_GROUP = 512 };  // 32 bits each, of a row in a block; columns of a group, at most
+enum { WORDS = 16, LANE_GROUP = 128 };  // 32 bits each, of a row in a block; columns of a group, at most
 #else
 enum { WORDS = 8, LANE_GROUP = 32 };
 #endif
