@@ -21,7 +21,7 @@ from localsft.config import resolve
 from localsft.engine.cpu.engine import CpuEngine
 from localsft.runs import create
 from localsft.session import load_examples, load_model, make_trainer
-from localsft.train import Step
+from localsft.train import Plan, Step
 
 
 def steps(a: argparse.Namespace, model: Any, examples: Any, folder: Path, cached: bool) -> Iterator[Step]:
@@ -52,7 +52,7 @@ def main() -> None:
             list(zip(*(steps(a, model, examples, Path(temporary) / f"{i}{cached}", cached) for cached in (False, True)), strict=True))
             for i in range(a.rounds)
         ]
-    first = -(-len(examples.train) // a.batch_size)  # steps of the first epoch
+    first = Plan.of(len(examples.train), a.config).per_epoch
     largest = max(abs(plain.loss / cached.loss - 1) for round in rounds for plain, cached in round)
     ratio, later = (statistics.median(seconds(round[start:], 0) / seconds(round[start:], 1) for round in rounds) for start in (0, first))
     print(
